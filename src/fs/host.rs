@@ -1,0 +1,186 @@
+//! What a file system has to provide to be a host: the trait that the plan and the relink see, and the plain tree of
+//! new entries that they hand to it.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
+use crate::fs::{EntryId, ObjectId, StreamId, Times};
+use crate::txn::Staging;
+
+/// What a host can express.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bytes of an allocation unit.
+    pub unit: u64,
+    /// The volume's byte at which unit 0 of the data area begins; only differences to it matter for alignment.
+    pub units_at: u64,
+    /// The largest file in bytes.
+    pub max_file: u64,
+    /// Whether a file may have holes. Where not, a stream with zero extents is copied (`hole-unsupported`).
+    pub holes: bool,
+    /// Whether a file may have more than one stream.
+    pub streams: bool,
+    /// Whether a file may have more than one name.
+    pub hard_links: bool,
+    /// Whether it has symbolic links.
+    pub symlinks: bool,
+    /// Whether it has devices, sockets and pipes.
+    pub special: bool,
+    /// Whether bytes behind the end of a file may be shown later, so that they are zeroed by default.
+    pub slack_shows: bool,
+    /// How names are limited.
+    pub names: NameRules,
+}
+
+/// Which names a host can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRules {
+    /// As Win32 has them: 255 UTF-16 units, no `" * / : < > ? \ |` nor control characters, no trailing dot or space, no
+    /// device names, no lone surrogates. `FAT`, `exFAT`, and `NTFS` as seen from Windows.
+    Win32,
+    /// 255 bytes, any but NUL and `/`.
+    Posix,
+}
+
+/// The image file as it lies on the host: what will be removed.
+#[derive(Clone, Debug)]
+pub struct HostImage {
+    /// Its entry and object in the host's tree.
+    pub entry: EntryId,
+    /// The object.
+    pub object: ObjectId,
+    /// Its data in the host volume.
+    pub map: Map<Stream, Volume>,
+}
+
+/// A name that plan and host agree on. UTF-8 on hosts with [`NameRules::Win32`].
+pub type HostName = Vec<u8>;
+
+/// Where the contents of a new file are.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// No byte, no unit.
+    Empty,
+    /// In these units of the image, in order: extents of the new file in the host volume, each starting on a unit and,
+    /// but for the last, a whole number of units long; no other file has them. Zero extents only where [`Rules::holes`].
+    Linked(Vec<Extent<Stream, Volume>>),
+    /// To be copied from this stream of the guest into units that are free.
+    Copied,
+}
+
+/// What a new entry is.
+#[derive(Clone, Debug)]
+pub enum NewKind {
+    /// A directory.
+    Dir,
+    /// A file of `size` bytes.
+    File {
+        /// Bytes.
+        size: u64,
+        /// Where they are.
+        content: Content,
+    },
+    /// A symbolic link to these bytes, where [`Rules::symlinks`].
+    Symlink(Vec<u8>),
+    /// Another name of the new entry at this position, where [`Rules::hard_links`].
+    HardLink(usize),
+}
+
+/// Names a stream of one of the guest's volumes: position of the volume in the job, and the stream in its tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// Position of the guest volume.
+    pub volume: usize,
+    /// The stream, none for what has no contents.
+    pub stream: Option<StreamId>,
+    /// The guest's object.
+    pub object: ObjectId,
+}
+
+/// One new entry.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// Position of its directory among the new entries; none for the directory given by `--into`.
+    pub parent: Option<usize>,
+    /// Its name on the host: legal there, and no other in its directory is the same to the host.
+    pub name: HostName,
+    /// What it is.
+    pub kind: NewKind,
+    /// Times, as the guest has them.
+    pub times: Times,
+    /// DOS attribute bits; 0 where the guest has none.
+    pub attributes: u32,
+    /// Permission bits and owner, where the guest has them.
+    pub posix: Option<(u16, u32, u32)>,
+    /// Where it comes from; none for directories that only the plan has (`p1`).
+    pub origin: Option<Origin>,
+}
+
+/// What is to be written: parents before children.
+#[derive(Clone, Debug, Default)]
+pub struct NewTree {
+    /// The directory to write into, by its names from the root; those that are not there are made.
+    pub into: Vec<HostName>,
+    /// The new entries. A parent stands before its children.
+    pub entries: Vec<NewEntry>,
+}
+
+/// What a relink would need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Units for new directories and tables.
+    pub metadata_units: u64,
+    /// Units for copies.
+    pub copy_units: u64,
+    /// Bytes of metadata to be written, in free units and in place.
+    pub metadata_bytes: u64,
+    /// Bytes that the journal will have, at most.
+    pub journal_bytes: u64,
+}
+
+/// One relink, as a host sees it.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// What to write.
+    pub tree: &'a NewTree,
+    /// What to remove.
+    pub image: &'a HostImage,
+    /// Whether the bytes behind the ends of linked files are zeroed.
+    pub zero_slack: bool,
+}
+
+/// A file system that can be written while it is not mounted.
+pub trait Host: Send + Sync {
+    /// What it can express.
+    fn rules(&self) -> Rules;
+    /// Every reason why this host, or this image on it, must not be written: dirty, tables that differ, flags, ... Reads
+    /// whatever it needs for certainty. Empty where it may.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    fn refusals(&self, image: &HostImage) -> Result<Vec<String>>;
+    /// The name as this host compares it: two names of one directory are the same to it when this is equal.
+    fn fold(&self, name: &[u8]) -> Vec<u8>;
+    /// The names that the directory at this path has, none where there is no such directory.
+    ///
+    /// # Errors
+    /// Where something on the way is no directory, or can't be read.
+    fn names_in(&self, dir: &[HostName]) -> Result<Option<Vec<HostName>>>;
+    /// Units that are free and may be filled.
+    fn free_units(&self) -> u64;
+    /// What writing this tree would need. At least what [`link`](Self::link) then takes.
+    fn estimate(&self, job: &Job<'_>) -> Estimate;
+    /// The new state: everything that has to be written to get there, and in which order. Nothing is written.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Refused`] where it can't be done, such as for too little space.
+    fn link(&self, job: &Job<'_>) -> Result<Staging>;
+    /// Reads the new state back through `after` (this volume with the staging laid over it) and compares it with what was
+    /// asked for: each new file resolves to the planned extents, every unit has exactly one owner or is free, the tables
+    /// agree, older files are untouched.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Corrupt`] with what is not so: a defect of this program, and nothing was written.
+    fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()>;
+}

@@ -1,0 +1,59 @@
+//! Where bytes come from, and, for hosts, where they go: regular files by a map, block devices and failing media by
+//! positioned reads, hosts through [`Medium`].
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::extent::{Device, ReadAt};
+
+/// How a source is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceOptions {
+    /// Positioned reads also for regular files.
+    pub no_mmap: bool,
+}
+
+/// Opens a file or block device for reading.
+///
+/// # Errors
+/// Where it can't be opened, or is neither.
+pub fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device>>> {
+    let _ = (path, options);
+    Err(crate::error::Error::Unsupported("source".into()))
+}
+
+/// A file or device that is written: a host, or a journal. The tests put one in its place that fails, tears, drops or
+/// reorders writes.
+pub trait Medium: Send + Sync {
+    /// Bytes that it has.
+    fn len(&self) -> u64;
+    /// Whether it has none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Fills `buf` from byte `at` on.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` from byte `at` on; a journal grows by it. Durable only after [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// What the system says; some of it may have been written.
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// What the system says; it is never called again in the hope that it then succeeds.
+    fn sync(&self) -> io::Result<()>;
+    /// Makes sure that writing this range can't fail for want of space (a host that is a sparse or shared file).
+    ///
+    /// # Errors
+    /// No space.
+    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
+        let _ = (at, len);
+        Ok(())
+    }
+}

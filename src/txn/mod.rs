@@ -1,0 +1,88 @@
+//! Changing a host without losing anything: the new state is gathered in a [`Staging`], read back through an
+//! [`overlay`], sealed into a [`journal`], and only then written. See `docs/safety.md`.
+//!
+//! This room knows bytes of a volume and of a journal, and nothing of file systems.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::extent::{Offset, ReadAt, Stream, Volume};
+use crate::fs::host::Origin;
+
+/// The journal's unit of old and new contents, whatever the medium's sectors: 512 bytes.
+pub const SECTOR: u64 = 512;
+
+/// Bytes for units that were free: no old contents are kept.
+#[derive(Clone, Debug)]
+pub struct Fresh {
+    /// Where.
+    pub at: Offset<Volume>,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// A stream to be copied into units that were free.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// Which stream.
+    pub origin: Origin,
+    /// Bytes of it.
+    pub size: u64,
+    /// Where to, in order: place and bytes, whole units. What is left of the last unit is filled with zeros.
+    pub to: Vec<(Offset<Volume>, u64)>,
+}
+
+/// Changes of blocks in use that are written and made durable together, before the next group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What they are, for messages.
+    pub name: &'static str,
+    /// New contents: whole [`SECTOR`]s, aligned, ordered by place, not overlapping.
+    pub writes: Vec<Fresh>,
+}
+
+/// Everything that a commit writes to a host volume.
+#[derive(Clone, Debug, Default)]
+pub struct Staging {
+    /// New structures into free units.
+    pub fresh: Vec<Fresh>,
+    /// Copies into free units.
+    pub copies: Vec<Copy>,
+    /// Blocks in use, in the order in which they are written. No sector is in two groups, but see `interim`.
+    pub groups: Vec<Group>,
+    /// Sectors that have a third content for a while: written before the group of this position. Their final
+    /// content is in that or a later group (a union bitmap).
+    pub interim: Vec<(usize, Fresh)>,
+    /// Bytes behind the ends of linked files that are to be zeroed: place and length. They are kept in the journal.
+    pub slack: Vec<(Offset<Volume>, u32)>,
+    /// The sector that keeps everybody out while it stands, and what is there before and after; with sectors that
+    /// repair tools would restore it from, which are blanked before it and restored before it is lifted.
+    pub quarantine: Quarantine,
+    /// Allocation tables and whatever else tells, as a whole, that nobody wrote since: checksummed in the new state.
+    pub witnesses: Vec<(Offset<Volume>, u64)>,
+    /// All units that the commit fills though they were free: place and bytes. Outside of them, `undo` gives back
+    /// every byte.
+    pub filled: Vec<(Offset<Volume>, u64)>,
+}
+
+/// See host-writers 8.1: the first write and the last one.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantine {
+    /// The switch: place of the sector.
+    pub at: Offset<Volume>,
+    /// Its contents while the volume is between two states.
+    pub closed: Vec<u8>,
+    /// Its contents afterwards.
+    pub open: Vec<u8>,
+    /// Sectors that would give the switch away: place, and contents while it stands. Their contents afterwards are those of before.
+    pub also: Vec<Fresh>,
+}
+
+/// Opens the streams that are copied.
+pub trait Sources: Sync {
+    /// The decoded bytes of a stream of a guest.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>>;
+}
