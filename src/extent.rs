@@ -176,6 +176,9 @@ pub enum Encoding {
     FsCompressed,
     /// Encrypted by the file system (EFS, fscrypt).
     FsEncrypted,
+    /// Not to be had: what says where they are is damaged, or of a form that this program does not know. Reading them
+    /// is an error, never zeros.
+    Unreadable,
 }
 
 /// What an extent's bytes are.

@@ -109,6 +109,8 @@ pub struct Object {
     pub mode: Option<u16>,
     /// Owner and group, none where the file system has none.
     pub owner: Option<(u32, u32)>,
+    /// Whether it is the file system's own (`$MFT`, `$Bitmap`, a journal), not a user's: left out unless asked for.
+    pub system: bool,
 }
 
 /// A name in a directory.
