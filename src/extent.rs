@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
 
+mod layer;
+pub use layer::MapLayer;
+
 /// The role of an address space.
 pub trait Space: fmt::Debug + Send + Sync + 'static {
     /// The space that this space's layers are runs of. The four form a ring: a device inside an image is a file of the
