@@ -3,11 +3,20 @@
 //! A stream is *linked* when, resolved down to the host volume, every extent is stored there, starts and ends on a host
 //! unit (the end of the stream excepted), and nobody else has claimed these units.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::extent::{Map, Volume};
+use crate::extent::{LayerId, Map, Volume};
 use crate::fs::host::{HostName, NewTree};
 use crate::fs::{EntryId, StreamId, Tree};
+
+mod build;
+mod claims;
+mod names;
+mod totals;
+
+pub use build::build;
+pub use totals::{Space, Tally, Totals};
 
 /// What happens to a stream, or to an object without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,15 +62,72 @@ pub enum Reason {
     Unreadable,
 }
 
+impl Verdict {
+    /// The word in JSON lines.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Copy => "copy",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+impl Reason {
+    /// The word in JSON lines.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Misaligned => "misaligned",
+            Self::ContainerCompressed => "container-compressed",
+            Self::ContainerEncrypted => "container-encrypted",
+            Self::FsCompressed => "fs-compressed",
+            Self::FsEncrypted => "fs-encrypted",
+            Self::HoleUnsupported => "hole-unsupported",
+            Self::Shared => "shared",
+            Self::OtherVolume => "other-volume",
+            Self::TooLarge => "too-large",
+            Self::OutOfRange => "out-of-range",
+            Self::Empty => "empty",
+            Self::Special => "special",
+            Self::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// Which part of a volume is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// What this entry leads to: the contents of a directory, or a file with its streams.
+    Entry(EntryId),
+    /// One stream of what this entry leads to, as a file.
+    Stream(EntryId, StreamId),
+}
+
 /// One volume of the image, as the plan sees it.
 #[derive(Clone)]
 pub struct GuestVolume {
     /// The folder below `--into` that its contents go to (`p1`), none where they go to `--into` itself.
     pub folder: Option<HostName>,
+    /// What of it is written.
+    pub part: Part,
     /// Its walk.
     pub tree: Arc<Tree>,
+    /// The layer that the tree's extents are stored in.
+    pub layer: LayerId,
     /// The guest volume resolved down to the host volume.
     pub map: Map<Volume, Volume>,
+}
+
+/// What the plan is told beside guests and host.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether the bytes behind the ends of linked files are zeroed; none for what the host's rules say.
+    pub zero_slack: Option<bool>,
+    /// Streams of which it is known already that they can't be read: position of the volume, and the stream.
+    pub unreadable: BTreeSet<(usize, StreamId)>,
 }
 
 /// One row: a stream, or an object without one.
@@ -69,8 +135,8 @@ pub struct GuestVolume {
 pub struct Row {
     /// Position of the guest volume.
     pub volume: usize,
-    /// The entry by which it is reached; for a hard link, each name has a row.
-    pub entry: EntryId,
+    /// The entry by which it is reached; for a hard link, each name has a row. None for the root's own streams.
+    pub entry: Option<EntryId>,
     /// The stream; none for directories, links and special files.
     pub stream: Option<StreamId>,
     /// What happens to it.
@@ -79,6 +145,8 @@ pub struct Row {
     pub reason: Option<Reason>,
     /// Position in [`NewTree::entries`]; none where it is skipped.
     pub written: Option<usize>,
+    /// Whether it is written by another name than the guest's (a stream that becomes a file always is).
+    pub renamed: bool,
 }
 
 /// A plan: the rows, and the tree of new entries that a host's writer is handed.
@@ -88,4 +156,23 @@ pub struct Plan {
     pub rows: Vec<Row>,
     /// What is to be written.
     pub tree: NewTree,
+    /// Whether the bytes behind the ends of linked files are zeroed.
+    pub zero_slack: bool,
+    /// The sums of it.
+    pub totals: Totals,
+}
+
+impl Plan {
+    /// Path below `--into` of the new entry at a position: host names, `/` between them.
+    pub fn written_path(&self, position: usize) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = Some(position);
+        // Ends: a parent stands before its children.
+        while let Some(entry) = at.and_then(|at| self.tree.entries.get(at)) {
+            names.push(entry.name.as_slice());
+            at = entry.parent.filter(|up| at.is_some_and(|at| *up < at));
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
 }

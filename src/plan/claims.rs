@@ -1,0 +1,1 @@
+//! Which units are taken: first claimant wins.

@@ -1,0 +1,1 @@
+//! Names of guests as names that a host can hold.
