@@ -1,6 +1,9 @@
 //! Where bytes come from, and, for hosts, where they go: regular files by a map, block devices and failing media by
 //! positioned reads, hosts through [`Medium`].
 
+pub mod guard;
+pub mod medium;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;

@@ -9,6 +9,22 @@ use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Stream, Volume};
 use crate::fs::host::Origin;
 
+mod checked;
+mod commit;
+mod host;
+mod journal;
+mod overlay;
+mod recover;
+mod undo;
+
+pub use checked::Checked;
+pub use commit::{Committed, Progress, Step, commit};
+pub use host::HostVolume;
+pub use journal::{About, Journal, State};
+pub use overlay::Overlay;
+pub use recover::{Recovered, recover};
+pub use undo::undo;
+
 /// The journal's unit of old and new contents, whatever the medium's sectors: 512 bytes.
 pub const SECTOR: u64 = 512;
 
