@@ -16,6 +16,7 @@ pub mod fat;
 pub mod host;
 pub mod ntfs;
 mod tree;
+pub mod utf16;
 
 pub use tree::{
     Entry, EntryId, Form, Kind, NewStream, Object, ObjectId, Problem, StreamId, StreamInfo, Times, Timestamp, Tree,
