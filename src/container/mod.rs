@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Device, Image, Layer, ReadAt};
 
+mod raw;
+
 /// A virtual disk.
 pub struct Disk {
     /// `raw`, `vhd`, ...
@@ -21,6 +23,5 @@ pub struct Disk {
 /// # Errors
 /// A container that is recognised but damaged or not supported.
 pub fn probe(device: Arc<dyn ReadAt<Device>>) -> Result<Disk> {
-    let _ = device;
-    Err(crate::error::Error::Unsupported("container".into()))
+    raw::open(device)
 }

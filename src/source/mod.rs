@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Device, ReadAt};
 
+mod file;
+
 /// How a source is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SourceOptions {
@@ -23,8 +25,7 @@ pub struct SourceOptions {
 /// # Errors
 /// Where it can't be opened, or is neither.
 pub fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device>>> {
-    let _ = (path, options);
-    Err(crate::error::Error::Unsupported("source".into()))
+    file::open(path, options)
 }
 
 /// A file or device that is written: a host, or a journal. The tests put one in its place that fails, tears, drops or
