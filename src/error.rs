@@ -69,6 +69,39 @@ impl Error {
             cause: std::io::ErrorKind::UnexpectedEof.into(),
         }
     }
+    /// The same error once more, for what is asked twice and was tried once.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Io { doing, cause } => {
+                let same = cause.raw_os_error().map(std::io::Error::from_raw_os_error);
+                let cause = same.unwrap_or_else(|| std::io::Error::new(cause.kind(), cause.to_string()));
+                Self::Io { doing: doing.clone(), cause }
+            }
+            Self::Corrupt { structure, at, expected } => {
+                Self::Corrupt { structure: structure.clone(), at: at.clone(), expected: expected.clone() }
+            }
+            Self::Unsupported(what) => Self::Unsupported(what.clone()),
+            Self::NotFound(what) => Self::NotFound(what.clone()),
+            Self::Usage(what) => Self::Usage(what.clone()),
+            Self::Refused(what) => Self::Refused(what.clone()),
+            Self::Interrupted { doing, journal, cause } => {
+                Self::Interrupted { doing: doing.clone(), journal: journal.clone(), cause: cause.clone() }
+            }
+        }
+    }
+    /// The same error, saying that it is about something in `what` (a file of this machine or of an image).
+    #[must_use]
+    pub fn within(self, what: &str) -> Self {
+        match self {
+            Self::Corrupt { structure, at, expected } => {
+                Self::Corrupt { structure: format!("{what}: {structure}"), at, expected }
+            }
+            Self::Unsupported(why) => Self::Unsupported(format!("{what}: {why}")),
+            Self::NotFound(why) => Self::NotFound(format!("{what}: {why}")),
+            other => other,
+        }
+    }
     /// The process exit code: 2 usage, 3 unreadable, corrupt or missing, 4 refused.
     pub fn exit_code(&self) -> u8 {
         match self {

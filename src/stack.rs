@@ -1,25 +1,25 @@
 //! Opens an address: probes layer upon layer. Nesting to any depth is one loop here and nowhere else.
+//!
+//! ```text
+//! source ── Level 0: container ── table ── file systems ── a file ── Level 1: container ── table ── ...
+//! ```
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::container::Disk;
-use crate::error::Result;
-use crate::extent::{Device, Map, ReadAt, Stream, Volume};
-use crate::fs::{FileSystem, ObjectId, ReadOptions, StreamId, Tree};
-use crate::source::SourceOptions;
-use crate::volume::Table;
+use crate::container::{self, Disk};
+use crate::error::{Error, Result};
+use crate::extent::{Device, Layer, LayerId, Map, MapLayer, Offset, ReadAt, Stream, Volume, compose};
+use crate::fs::{self, FileSystem, Kind, ObjectId, ReadOptions, StreamId, Tree};
+use crate::source::{self, SourceOptions};
+use crate::volume::{self, Table};
 
-/// `SOURCE[@SNAPSHOT][//PATH[//PATH...]]`, split: see `docs/addresses.md`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The file, folder or block device.
-    pub source: PathBuf,
-    /// The snapshot of it.
-    pub snapshot: Option<String>,
-    /// The paths between `//`: each but the last leads to a file that is opened as an image. May be empty.
-    pub hops: Vec<String>,
-}
+mod address;
+mod lookup;
+
+pub use address::Address;
+
+/// Images in images that are opened.
+const MAX_LEVELS: usize = 16;
 
 /// How an address is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,7 +38,8 @@ pub struct Guest {
     pub fs: Option<Arc<dyn FileSystem>>,
     /// Why the file system that was recognised could not be opened.
     pub failed: Option<String>,
-    tree: OnceLock<std::result::Result<Arc<Tree>, String>>,
+    volume: Arc<dyn ReadAt<Volume>>,
+    tree: OnceLock<std::result::Result<Arc<Tree>, Error>>,
 }
 
 /// One image of the nest: what it lies in, its virtual disk, its table, its file systems.
@@ -52,7 +53,7 @@ pub struct Level {
     pub disk: Disk,
     /// The partition table.
     pub table: Table,
-    /// One for each slot of the table.
+    /// One for each slot of the table, in the same order.
     pub guests: Vec<Guest>,
 }
 
@@ -66,6 +67,9 @@ pub struct Within {
     pub stream: StreamId,
     /// The stream's extents in that volume.
     pub map: Map<Stream, Volume>,
+    /// The stream that the device is: where the map of `device` points.
+    pub layer: LayerId,
+    device: Map<Device, Stream>,
 }
 
 /// What an address names, in the last level.
@@ -83,29 +87,249 @@ pub enum Target {
 
 /// An opened address.
 pub struct Stack {
-    /// The levels, the ground first.
+    /// The levels, the ground first; never empty.
     pub levels: Vec<Level>,
     /// What is named in the last one.
     pub target: Target,
 }
 
 impl Guest {
+    /// Probes the bytes of a volume. Bytes that no probe knows, and a file system that is too damaged to be opened, are
+    /// no error here: the volume is still one that can be shown.
+    ///
+    /// `volume` may be an overlay: a host as it was, or as it will be.
+    pub fn probe(slot: usize, volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Self {
+        let (fs, failed) = match fs::probe(Arc::clone(&volume), options) {
+            Ok(fs) => (fs, None),
+            Err(e) => (None, Some(e.to_string())),
+        };
+        Self { slot, fs, failed, volume, tree: OnceLock::new() }
+    }
+    /// The file system.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where none was recognised, or it could not be opened.
+    pub fn fs(&self) -> Result<&Arc<dyn FileSystem>> {
+        if let Some(fs) = &self.fs {
+            return Ok(fs);
+        }
+        if let Some(why) = &self.failed {
+            return Err(Error::Unsupported(why.clone()));
+        }
+        let mut first = [0; 16];
+        let have = usize::try_from(self.volume.len()).map_or(first.len(), |n| n.min(first.len()));
+        let bytes = first.get_mut(..have).unwrap_or_default();
+        let seen = match self.volume.read_at(Offset::new(0), bytes) {
+            Ok(()) => bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" "),
+            Err(e) => e.to_string(),
+        };
+        Err(Error::Unsupported(format!("no file system was recognised (first bytes: {seen})")))
+    }
     /// The walk of its file system, made once.
     ///
     /// # Errors
     /// Where there is no file system, or nothing of it can be listed.
     pub fn tree(&self) -> Result<Arc<Tree>> {
-        let _ = &self.tree;
-        Err(crate::error::Error::Unsupported("stack".into()))
+        let walked = self.tree.get_or_init(|| self.fs()?.walk().map(Arc::new));
+        walked.as_ref().map(Arc::clone).map_err(Error::again)
     }
+    /// The bytes of the volume.
+    pub fn volume(&self) -> &Arc<dyn ReadAt<Volume>> {
+        &self.volume
+    }
+    /// Whether names of this file system differ by more than case.
+    pub(crate) fn folds_case(&self) -> bool {
+        let kind = self.fs.as_ref().map_or("", |fs| fs.facts().kind);
+        ["fat", "exfat", "ntfs"].iter().any(|k| kind.starts_with(k))
+    }
+    /// Opens the file at `path` (escaped, from the root; `PATH:STREAM` for a named stream) as an image in its turn.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where it is not there, [`Error::Unsupported`] where it is no file, and whatever opening meets.
+    pub fn open_image(&self, path: &str, options: OpenOptions) -> Result<Level> {
+        let tree = self.tree()?;
+        match lookup::find(&tree, path, self.folds_case())? {
+            lookup::Found::Object(object) => self.open_object(object, options),
+            lookup::Found::Stream(stream) => self.open_stream(stream, options),
+        }
+        .map_err(|e| e.within(path))
+    }
+    fn open_object(&self, object: ObjectId, options: OpenOptions) -> Result<Level> {
+        let tree = self.tree()?;
+        match (tree.object(object).kind, tree.data(object)) {
+            (Kind::File, Some(stream)) => self.open_stream(stream, options),
+            (kind, _) => {
+                Err(Error::Unsupported(format!("expected a file to be opened as an image, it is a {}", kind.word())))
+            }
+        }
+    }
+    fn open_stream(&self, stream: StreamId, options: OpenOptions) -> Result<Level> {
+        let tree = self.tree()?;
+        let file: Arc<dyn ReadAt<Stream>> = self.fs()?.open(&tree, stream)?;
+        let layer = file.id();
+        let device = MapLayer::whole(file)?;
+        let within = Within {
+            volume: self.slot,
+            object: tree.stream(stream).object,
+            stream,
+            map: tree.map(stream),
+            layer,
+            device: device.map()?,
+        };
+        Level::open(Arc::new(device), Some(within), options)
+    }
+}
+
+impl Level {
+    /// Probes what lies in `device`: container, table, file systems.
+    ///
+    /// # Errors
+    /// A container that is not supported, or a device that can't be read.
+    pub fn open(device: Arc<dyn ReadAt<Device>>, within: Option<Within>, options: OpenOptions) -> Result<Self> {
+        let disk = container::probe(Arc::clone(&device))?;
+        let table = volume::probe(Arc::clone(&disk.image) as _)?;
+        let guests = table
+            .slots
+            .iter()
+            .enumerate()
+            .map(|(slot, s)| Guest::probe(slot, Arc::clone(&s.layer) as _, options.read))
+            .collect();
+        Ok(Self { device, within, disk, table, guests })
+    }
+    /// The guest of a slot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is no such slot.
+    pub fn guest(&self, slot: usize) -> Result<&Guest> {
+        self.guests.get(slot).ok_or_else(|| Error::NotFound(format!("no volume at position {slot}")))
+    }
+    /// The volume of `slot` as runs of the device that this level lies in.
+    ///
+    /// # Errors
+    /// Whatever reading the container's tables meets.
+    pub fn volume_in_device(&self, slot: usize) -> Result<Map<Volume, Device>> {
+        let slot =
+            self.table.slots.get(slot).ok_or_else(|| Error::NotFound(format!("no volume at position {slot}")))?;
+        let image = self.disk.image.map()?;
+        let id = self.disk.image.id();
+        compose(slot.layer.map()?.extents().iter().copied(), |l| (l == id).then_some(&image))
+    }
+    /// The volume of `slot` as runs of the volume that this level's file lies in; none for the ground.
+    ///
+    /// # Errors
+    /// Whatever reading the container's tables meets.
+    pub fn volume_in_host(&self, slot: usize) -> Result<Option<Map<Volume, Volume>>> {
+        let Some(within) = &self.within else { return Ok(None) };
+        let down = self.volume_in_device(slot)?;
+        let id = self.device.id();
+        let down = compose(down.extents().iter().copied(), |l| (l == id).then_some(&within.device))?;
+        let down = compose(down.extents().iter().copied(), |l| (l == within.layer).then_some(&within.map))?;
+        Ok(Some(down))
+    }
+}
+
+impl Stack {
+    /// The level that the address names something of.
+    ///
+    /// # Errors
+    /// None: a stack has a level.
+    pub fn last(&self) -> Result<&Level> {
+        self.levels.last().ok_or_else(|| Error::NotFound("nothing was opened".into()))
+    }
+    /// The volume that the last image lies on: position of the level, and of the volume there. None where it lies in
+    /// no volume that was opened.
+    pub fn host(&self) -> Option<(usize, usize)> {
+        let within = self.levels.last()?.within.as_ref()?;
+        Some((self.levels.len().checked_sub(2)?, within.volume))
+    }
+    /// A volume of the last level as runs of the host volume, [`host`](Self::host).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is no host, and whatever reading the container's tables meets.
+    pub fn volume_in_host(&self, slot: usize) -> Result<Map<Volume, Volume>> {
+        self.last()?
+            .volume_in_host(slot)?
+            .ok_or_else(|| Error::Usage("the image lies in no volume: expected an address like HOST//PATH".into()))
+    }
+    /// A volume of any level as runs of the ground source.
+    ///
+    /// # Errors
+    /// Whatever reading the containers' tables meets.
+    pub fn volume_on_ground(&self, level: usize, slot: usize) -> Result<Map<Volume, Device>> {
+        let none = || Error::NotFound(format!("no level {level}"));
+        let mut at = self.levels.get(level).ok_or_else(none)?;
+        let mut down: Option<Map<Volume, Volume>> = None;
+        let mut slot = slot;
+        let mut above = level;
+        while let Some(within) = &at.within {
+            let Some(step) = at.volume_in_host(slot)? else { break };
+            let id = at.table.slots.get(slot).map(|s| s.layer.id());
+            down = Some(match down {
+                None => step,
+                Some(so_far) => compose(so_far.extents().iter().copied(), |l| (Some(l) == id).then_some(&step))?,
+            });
+            slot = within.volume;
+            above = above.checked_sub(1).ok_or_else(none)?;
+            at = self.levels.get(above).ok_or_else(none)?;
+        }
+        let ground = at.volume_in_device(slot)?;
+        let id = at.table.slots.get(slot).map(|s| s.layer.id());
+        match down {
+            None => Ok(ground),
+            Some(down) => compose(down.extents().iter().copied(), |l| (Some(l) == id).then_some(&ground)),
+        }
+    }
+    /// Opens the file that the target names as an image in its turn, as a further `//` would.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the target is no file, and whatever opening meets.
+    pub fn descend(&mut self, options: OpenOptions) -> Result<()> {
+        if self.levels.len() >= MAX_LEVELS {
+            return Err(Error::Unsupported(format!("more than {MAX_LEVELS} images in images")));
+        }
+        let level = match &self.target {
+            Target::Object(slot, path, object) => {
+                self.last()?.guest(*slot)?.open_object(*object, options).map_err(|e| e.within(&shown(path)))?
+            }
+            Target::Stream(slot, path, stream) => {
+                self.last()?.guest(*slot)?.open_stream(*stream, options).map_err(|e| e.within(&shown(path)))?
+            }
+            Target::Disk | Target::Volume(_) => {
+                return Err(Error::Unsupported("expected a file to be opened as an image, it is a volume".into()));
+            }
+        };
+        self.levels.push(level);
+        self.target = Target::Disk;
+        Ok(())
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    crate::report::path::escape(path).into_owned()
 }
 
 /// Opens an address.
 ///
 /// # Errors
-/// [`crate::error::Error::NotFound`] for a volume or path that is not there, [`crate::error::Error::Unsupported`] for
-/// bytes that no probe knows, and whatever reading meets.
+/// [`Error::NotFound`] for a volume or path that is not there, [`Error::Unsupported`] for bytes that no probe knows where
+/// a path leads into them, and whatever reading meets.
 pub fn open(address: &Address, options: OpenOptions) -> Result<Stack> {
-    let _ = (address, options);
-    Err(crate::error::Error::Unsupported("stack".into()))
+    let device = source::open(&address.source, options.source)?;
+    let name = address.source.display().to_string();
+    open_device(device, address, options).map_err(|e| e.within(&name))
+}
+
+fn open_device(device: Arc<dyn ReadAt<Device>>, address: &Address, options: OpenOptions) -> Result<Stack> {
+    let ground = Level::open(device, None, options)?;
+    if let Some(snapshot) = &address.snapshot {
+        return Err(Error::NotFound(format!("no snapshot {snapshot}: a {} image has none", ground.disk.kind)));
+    }
+    let mut stack = Stack { levels: vec![ground], target: Target::Disk };
+    for (position, hop) in address.hops.iter().enumerate() {
+        if position > 0 {
+            stack.descend(options)?;
+        }
+        stack.target = lookup::target(stack.last()?, hop)?;
+    }
+    Ok(stack)
 }

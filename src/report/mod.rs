@@ -1,1 +1,3 @@
 //! JSON lines and the manifest.
+
+pub mod path;
