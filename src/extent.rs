@@ -310,6 +310,10 @@ impl<S: Space, B: Space> Map<S, B> {
         map.push(len, What::Stored(Place { layer, offset: Offset::new(at) }));
         map
     }
+    /// Makes it empty, keeping the room that it has.
+    pub fn clear(&mut self) {
+        self.extents.clear();
+    }
     /// Appends `len` bytes, merged with the last extent where they continue it. Nothing for 0 bytes.
     pub fn push(&mut self, len: u64, what: What<B>) {
         if len == 0 {

@@ -12,8 +12,14 @@ use crate::fs::{EntryId, StreamId, Tree};
 
 mod build;
 mod claims;
+#[cfg(test)]
+mod mock;
 mod names;
+#[cfg(test)]
+mod tests;
 mod totals;
+mod tree;
+mod verdict;
 
 pub use build::build;
 pub use totals::{Space, Tally, Totals};

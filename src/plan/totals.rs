@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::fs::host::Estimate;
-use crate::plan::Reason;
+use crate::fs::host::{Estimate, NewKind};
+use crate::plan::{GuestVolume, Plan, Reason, Verdict};
 
 /// How many, and how much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,4 +63,42 @@ pub struct Totals {
     pub renamed: u64,
     /// Space.
     pub space: Space,
+}
+
+impl Totals {
+    /// The sums of a plan's rows.
+    pub(super) fn of(guests: &[GuestVolume], plan: &Plan, space: Space) -> Self {
+        let mut totals = Self { space, ..Self::default() };
+        for row in &plan.rows {
+            let Some(guest) = guests.get(row.volume) else { continue };
+            let size = row.stream.map_or(0, |s| guest.tree.stream(s).size);
+            let new = row.written.and_then(|at| plan.tree.entries.get(at)).map(|e| &e.kind);
+            let renamed = u64::from(row.renamed);
+            totals.renamed = totals.renamed.saturating_add(renamed);
+            match new {
+                Some(NewKind::Symlink(_) | NewKind::HardLink(_)) => totals.links = totals.links.saturating_add(1),
+                Some(NewKind::Dir) => {}
+                Some(NewKind::File { .. }) | None => {
+                    match row.verdict {
+                        Verdict::Link => totals.linked.add(size),
+                        Verdict::Copy => totals.copied.add(size),
+                        Verdict::Skip => totals.skipped.add(size),
+                    }
+                    if let Some(reason) = row.reason {
+                        totals.reasons.entry(reason).or_default().add(size);
+                    }
+                }
+            }
+        }
+        let dirs = plan.tree.entries.iter().filter(|e| matches!(e.kind, NewKind::Dir)).count();
+        totals.directories = dirs as u64;
+        totals
+    }
+}
+
+impl Tally {
+    fn add(&mut self, bytes: u64) {
+        self.files = self.files.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
 }

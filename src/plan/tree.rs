@@ -1,0 +1,205 @@
+//! The second and third pass: names directory by directory, and the new tree.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
+use crate::fs::{EntryId, Kind, ObjectId, Times};
+use crate::plan::names::{self, Namer};
+use crate::plan::{GuestVolume, Part, Reason, Row};
+
+/// What a row becomes; a [`HardLink`](Shape::HardLink) names the draft that has the first name.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    Dir,
+    File(u64, Content),
+    Symlink(Vec<u8>),
+    HardLink(usize),
+}
+
+/// A row, and what it becomes; or why nothing.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub row: Row,
+    pub shape: Result<Shape, Reason>,
+}
+
+/// The directory that a new entry is in: that of a guest's object, a volume's uppermost one, or none for `--into`.
+type Dir = Option<(usize, Option<ObjectId>)>;
+
+/// Gives every draft its name, and the rows and new entries.
+pub fn assemble(
+    guests: &[GuestVolume],
+    host: &dyn Host,
+    there: &[HostName],
+    drafts: Vec<Draft>,
+) -> (Vec<Row>, Vec<NewEntry>) {
+    let rules = host.rules().names;
+    let mut entries = Vec::with_capacity(drafts.len().saturating_add(guests.len()));
+    let mut top = Namer::new(host, there);
+    let folders: Vec<Option<usize>> = guests
+        .iter()
+        .map(|guest| {
+            let name = top.take(&names::escaped(rules, guest.folder.as_deref()?), true);
+            entries.push(folder(name));
+            entries.len().checked_sub(1)
+        })
+        .collect();
+    let names = name_all(guests, host, top, &drafts);
+    let mut rows: Vec<Row> = Vec::with_capacity(drafts.len());
+    let mut dirs: HashMap<(usize, ObjectId), usize> = HashMap::new();
+    for (mut draft, name) in drafts.into_iter().zip(names) {
+        let kind = match draft.shape {
+            Err(_) => None,
+            Ok(Shape::Dir) => Some(NewKind::Dir),
+            Ok(Shape::File(size, content)) => Some(NewKind::File { size, content }),
+            Ok(Shape::Symlink(target)) => Some(NewKind::Symlink(target)),
+            Ok(Shape::HardLink(first)) => rows.get(first).and_then(|r| r.written).map(NewKind::HardLink),
+        };
+        if let (Some(kind), Some(guest)) = (kind, guests.get(draft.row.volume)) {
+            let parent = match dir_of(guest, &draft.row) {
+                Some((volume, Some(dir))) => dirs.get(&(volume, dir)).copied(),
+                Some((volume, None)) => folders.get(volume).copied().flatten(),
+                None => None,
+            };
+            let object = object_of(guest, &draft.row);
+            if let (NewKind::Dir, Some(object)) = (&kind, object) {
+                dirs.insert((draft.row.volume, object), entries.len());
+            }
+            draft.row.written = Some(entries.len());
+            draft.row.renamed = *name != *raw_name(guest, &draft.row);
+            entries.push(new_entry(guest, &draft.row, parent, name, kind, object));
+        }
+        rows.push(draft.row);
+    }
+    (rows, entries)
+}
+
+/// A name for every draft that is written, an empty one for the others.
+fn name_all<'h>(guests: &[GuestVolume], host: &'h dyn Host, mut top: Namer<'h>, drafts: &[Draft]) -> Vec<HostName> {
+    let mut written: Vec<(Dir, usize)> = drafts
+        .iter()
+        .enumerate()
+        .filter(|(_, d)| d.shape.is_ok())
+        .filter_map(|(at, d)| Some((dir_of(guests.get(d.row.volume)?, &d.row), at)))
+        .collect();
+    written.sort_unstable();
+    let mut names = vec![HostName::new(); drafts.len()];
+    let mut inner = Namer::new(host, &[]);
+    for group in written.chunk_by(|a, b| a.0 == b.0) {
+        let namer = match group.first() {
+            Some((None, _)) => &mut top,
+            _ => {
+                inner.clear();
+                &mut inner
+            }
+        };
+        let group = || group.iter().filter_map(|(_, at)| Some((*at, drafts.get(*at)?)));
+        name_group(guests, host.rules().names, group, namer, &mut names);
+    }
+    names
+}
+
+/// Names one directory: first what can keep its name, then what can't, then streams that become files, so that none of
+/// these takes a name from a file that has it.
+fn name_group<'d, I: Iterator<Item = (usize, &'d Draft)>>(
+    guests: &[GuestVolume],
+    rules: NameRules,
+    group: impl Fn() -> I,
+    namer: &mut Namer<'_>,
+    names: &mut [HostName],
+) {
+    // The first draft of an entry names its file.
+    let mut file_of: HashMap<(usize, EntryId), usize> = HashMap::new();
+    for pass in 0..3 {
+        for (at, draft) in group() {
+            let Some(guest) = guests.get(draft.row.volume) else { continue };
+            let stream = draft.row.stream.and_then(|s| guest.tree.stream_name(s));
+            let name = match (pass, stream) {
+                (0 | 1, None) => {
+                    let wanted = names::escaped(rules, raw_name(guest, &draft.row));
+                    if (pass == 0) != matches!(wanted, Cow::Borrowed(_)) {
+                        continue;
+                    }
+                    if let Some(entry) = draft.row.entry.filter(|e| has_streams(guest, *e)) {
+                        file_of.insert((draft.row.volume, entry), at);
+                    }
+                    namer.take(&wanted, matches!(draft.shape, Ok(Shape::Dir)))
+                }
+                (2, Some(stream)) => {
+                    let file = draft.row.entry.and_then(|e| file_of.get(&(draft.row.volume, e)));
+                    let file = match (file.and_then(|at| names.get(*at)), draft.row.entry) {
+                        (Some(name), _) => Cow::Borrowed(name.as_slice()),
+                        (None, Some(entry)) => names::escaped(rules, guest.tree.name(entry)),
+                        (None, None) => Cow::Borrowed(b"".as_slice()),
+                    };
+                    namer.take(&names::of_stream(rules, &file, stream), false)
+                }
+                _ => continue,
+            };
+            if let Some(slot) = names.get_mut(at) {
+                *slot = name;
+            }
+        }
+    }
+}
+
+/// Whether what the entry leads to has streams with names.
+fn has_streams(guest: &GuestVolume, entry: EntryId) -> bool {
+    let tree = &guest.tree;
+    tree.streams(tree.entry(entry).object).any(|s| tree.stream_name(s).is_some())
+}
+
+/// The directory that a row's entry is written in.
+fn dir_of(guest: &GuestVolume, row: &Row) -> Dir {
+    let tree = &guest.tree;
+    let uppermost = match guest.part {
+        Part::All => Some(tree.root()),
+        Part::Entry(top) => Some(tree.entry(top).object).filter(|o| tree.object(*o).kind == Kind::Dir),
+        Part::Stream(..) => None,
+    };
+    let parent = row.entry.map(|e| tree.entry(e).parent).filter(|p| uppermost.is_some_and(|top| top != *p));
+    match (parent, &guest.folder) {
+        (Some(dir), _) => Some((row.volume, Some(dir))),
+        (None, Some(_)) => Some((row.volume, None)),
+        (None, None) => None,
+    }
+}
+
+fn object_of(guest: &GuestVolume, row: &Row) -> Option<ObjectId> {
+    row.entry.map(|e| guest.tree.entry(e).object).or(row.stream.map(|s| guest.tree.stream(s).object))
+}
+
+/// The name that the guest has for it. A stream that becomes a file has none that fits.
+fn raw_name<'g>(guest: &'g GuestVolume, row: &Row) -> &'g [u8] {
+    match (row.entry, row.stream.and_then(|s| guest.tree.stream_name(s))) {
+        (Some(entry), None) => guest.tree.name(entry),
+        _ => b"",
+    }
+}
+
+/// The new directory that a volume's contents go to.
+fn folder(name: HostName) -> NewEntry {
+    let (times, kind) = (Times::default(), NewKind::Dir);
+    NewEntry { parent: None, name, kind, times, attributes: 0, posix: None, origin: None }
+}
+
+fn new_entry(
+    guest: &GuestVolume,
+    row: &Row,
+    parent: Option<usize>,
+    name: HostName,
+    kind: NewKind,
+    object: Option<ObjectId>,
+) -> NewEntry {
+    let about = object.map(|o| guest.tree.object(o));
+    NewEntry {
+        parent,
+        name,
+        kind,
+        times: about.map(|o| o.times).unwrap_or_default(),
+        attributes: about.map_or(0, |o| o.attributes),
+        posix: about.and_then(|o| o.mode.zip(o.owner)).map(|(mode, (user, group))| (mode, user, group)),
+        origin: object.map(|object| Origin { volume: row.volume, stream: row.stream, object }),
+    }
+}
