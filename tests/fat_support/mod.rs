@@ -1,0 +1,204 @@
+//! FAT volumes made by mkfs.fat and mtools, and what foreign readers say of them.
+
+#![expect(dead_code, reason = "each test file uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use unimage::error::{Error, Result};
+use unimage::extent::{LayerId, Offset, ReadAt, Volume};
+use unimage::fs::{FileSystem, ReadOptions};
+
+/// A volume in memory.
+#[derive(Clone)]
+pub struct Memory {
+    pub bytes: Arc<Vec<u8>>,
+    id: LayerId,
+}
+
+impl Memory {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes: Arc::new(bytes), id: LayerId::fresh() }
+    }
+    /// Other bytes of the same layer.
+    pub fn with(&self, bytes: Vec<u8>) -> Self {
+        Self { bytes: Arc::new(bytes), id: self.id }
+    }
+}
+
+impl ReadAt<Volume> for Memory {
+    fn id(&self) -> LayerId {
+        self.id
+    }
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+    fn read_at(&self, at: Offset<Volume>, buf: &mut [u8]) -> Result<()> {
+        let start = at.get() as usize;
+        let from = start.checked_add(buf.len()).and_then(|end| self.bytes.get(start..end));
+        buf.copy_from_slice(from.ok_or_else(|| Error::past_end(at, buf.len() as u64, self.len()))?);
+        Ok(())
+    }
+}
+
+pub fn open(bytes: Vec<u8>) -> Arc<dyn FileSystem> {
+    open_volume(&Memory::new(bytes))
+}
+
+pub fn open_volume(volume: &Memory) -> Arc<dyn FileSystem> {
+    unimage::fs::fat::open(Arc::new(volume.clone()), ReadOptions::default()).unwrap().expect("a FAT volume")
+}
+
+/// Runs a program; its standard output. Panics with its standard error where it fails.
+pub fn run(program: &str, args: &[&str]) -> Vec<u8> {
+    let out = Command::new(program)
+        .args(args)
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .env("TZ", "UTC")
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(
+        out.status.success(),
+        "{program} {args:?}: {}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    out.stdout
+}
+
+pub fn text(program: &str, args: &[&str]) -> String {
+    String::from_utf8_lossy(&run(program, args)).into_owned()
+}
+
+pub fn sha(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Bytes that are different at each place and for each seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut out: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
+    out.truncate(len);
+    out
+}
+
+/// A form of volume: arguments of mkfs.fat, and its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub fat: &'static str,
+    /// Sectors per cluster.
+    pub cluster: &'static str,
+    /// Bytes per sector.
+    pub sector: &'static str,
+    /// KiB.
+    pub size: u64,
+}
+
+pub const SHAPES: &[Shape] = &[
+    Shape { fat: "12", cluster: "1", sector: "512", size: 1440 },
+    Shape { fat: "12", cluster: "8", sector: "512", size: 12_000 },
+    Shape { fat: "16", cluster: "1", sector: "512", size: 8_000 },
+    Shape { fat: "16", cluster: "4", sector: "512", size: 20_000 },
+    Shape { fat: "16", cluster: "64", sector: "512", size: 140_000 },
+    Shape { fat: "32", cluster: "1", sector: "512", size: 40_000 },
+    Shape { fat: "32", cluster: "8", sector: "512", size: 300_000 },
+    Shape { fat: "12", cluster: "1", sector: "4096", size: 8_000 },
+    Shape { fat: "16", cluster: "1", sector: "4096", size: 30_000 },
+    Shape { fat: "32", cluster: "1", sector: "4096", size: 300_000 },
+];
+
+/// A volume file in a folder of its own.
+pub struct Image {
+    pub dir: tempfile::TempDir,
+    pub path: PathBuf,
+}
+
+impl Image {
+    pub fn new(shape: Shape) -> Self {
+        Self::with(shape, &[])
+    }
+    pub fn with(shape: Shape, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume.img");
+        let file = path.to_str().unwrap();
+        let size = shape.size.to_string();
+        let fixed = ["-F", shape.fat, "-s", shape.cluster, "-S", shape.sector, "-i", "1234ABCD", "-n", "LABEL", "-C"];
+        run("mkfs.fat", &[&fixed[..], more, &[file, &size]].concat());
+        Self { dir, path }
+    }
+    pub fn str(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+    /// Puts a file; the path as mtools wants it, below `::`.
+    pub fn put(&self, path: &str, bytes: &[u8]) {
+        let from = self.dir.path().join("in");
+        std::fs::write(&from, bytes).unwrap();
+        run("mcopy", &["-i", self.str(), "-o", from.to_str().unwrap(), &format!("::{path}")]);
+    }
+    /// Puts a file with these times (seconds since 1970).
+    pub fn put_at(&self, path: &str, bytes: &[u8], mtime: i64) {
+        let from = self.dir.path().join("in");
+        std::fs::write(&from, bytes).unwrap();
+        run("touch", &["-d", &format!("@{mtime}"), from.to_str().unwrap()]);
+        run("mcopy", &["-i", self.str(), "-m", "-o", from.to_str().unwrap(), &format!("::{path}")]);
+    }
+    /// Makes mtools look for free clusters from the start again.
+    pub fn rewind(&self, shape: Shape) {
+        if shape.fat == "32" {
+            use std::os::unix::fs::FileExt;
+            let sector: u64 = shape.sector.parse().unwrap();
+            let file = std::fs::OpenOptions::new().write(true).open(&self.path).unwrap();
+            file.write_all_at(&2u32.to_le_bytes(), sector + 0x1EC).unwrap();
+        }
+    }
+    pub fn mkdir(&self, path: &str) {
+        run("mmd", &["-i", self.str(), &format!("::{path}")]);
+    }
+    pub fn remove(&self, path: &str) {
+        run("mdel", &["-i", self.str(), &format!("::{path}")]);
+    }
+}
+
+/// Writes bytes as a volume file for the foreign programs.
+pub fn written(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume.img");
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+/// A volume mounted read-only by fusefat until it is dropped.
+pub struct Mounted {
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    pub fn new(volume: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        run("fusefat", &["-o", "ro", volume.to_str().unwrap(), dir.path().to_str().unwrap()]);
+        Self { dir }
+    }
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("fusermount").args(["-u", self.dir.path().to_str().unwrap()]).status();
+    }
+}
