@@ -221,7 +221,7 @@ impl<B: Space> What<B> {
         }
     }
     /// Whether `next` continues these bytes after `len` of them.
-    fn continued_by(&self, len: u64, next: &Self) -> bool {
+    pub(crate) fn continued_by(&self, len: u64, next: &Self) -> bool {
         match (self, next) {
             (Self::Stored(a), Self::Stored(b)) => a.layer == b.layer && a.offset.checked_add(len) == Some(b.offset),
             (a, b) => a == b,

@@ -82,5 +82,9 @@ pub fn probe(volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Result<Op
     if let Some(fs) = ntfs::open(Arc::clone(&volume), options)? {
         return Ok(Some(fs));
     }
-    fat::open(volume, options)
+    if let Some(fs) = fat::open(Arc::clone(&volume), options)? {
+        return Ok(Some(fs));
+    }
+    // Last: what was formatted anew may still end with the backup of the old boot sector.
+    ntfs::open_by_backup(volume)
 }

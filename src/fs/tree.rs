@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::extent::{Extent, Map, Stream, Volume};
+use crate::extent::{Extent, Map, Offset, Stream, Volume};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -29,6 +29,17 @@ id! {
 id! {
     /// A stream of an object of one [`Tree`].
     StreamId
+}
+
+impl ObjectId {
+    /// The identity at a position of its arena.
+    pub(crate) fn from_index(index: u32) -> Self {
+        Self(index)
+    }
+    /// The position as it is kept.
+    pub(crate) fn as_u32(self) -> u32 {
+        self.0
+    }
 }
 
 /// A point in time, UTC.
@@ -338,6 +349,18 @@ impl TreeBuilder {
     pub fn new() -> Self {
         Self::default()
     }
+    /// Makes room for so many more objects of one name and one stream each.
+    pub fn reserve(&mut self, objects: usize) {
+        self.objects.reserve(objects);
+        self.entries.reserve(objects);
+        self.streams.reserve(objects);
+        self.extents.reserve(objects);
+        self.names.reserve(objects.saturating_mul(16));
+    }
+    /// Objects that were added.
+    pub fn object_count(&self) -> usize {
+        self.objects.len()
+    }
     /// Adds an object.
     pub fn object(&mut self, object: Object) -> ObjectId {
         let id = ObjectId(next(self.objects.len()));
@@ -364,9 +387,19 @@ impl TreeBuilder {
     ) -> StreamId {
         let id = StreamId(next(self.streams.len()));
         let name = new.name.map(|n| self.intern(n));
-        let start = next(self.extents.len());
-        let map = pieces.into_iter().collect::<Map<Stream, Volume>>().resized(new.size);
-        self.extents.extend_from_slice(map.extents());
+        let first = self.extents.len();
+        let mut at = 0u64;
+        for (len, what) in pieces.into_iter().chain([(u64::MAX, crate::extent::What::Zero)]) {
+            let len = len.min(new.size.saturating_sub(at));
+            if len == 0 {
+                continue;
+            }
+            match self.extents.get_mut(first..).and_then(<[_]>::last_mut) {
+                Some(last) if last.what.continued_by(last.len, &what) => last.len = last.len.saturating_add(len),
+                _ => self.extents.push(Extent { start: Offset::new(at), len, what }),
+            }
+            at = at.saturating_add(len);
+        }
         self.streams.push(StreamInfo {
             object,
             size: new.size,
@@ -374,7 +407,7 @@ impl TreeBuilder {
             form: new.form,
             locator: new.locator,
             name,
-            extents: (start, next(self.extents.len())),
+            extents: (next(first), next(self.extents.len())),
         });
         id
     }

@@ -1,16 +1,15 @@
-//! ntfs.
+//! NTFS 3.x. The walk sweeps `$MFT` in order and in parallel ([`scan`]), then joins what it found ([`merge`]): directories
+//! come from the parent references in `$FILE_NAME`, no index is read.
 
-use std::sync::Arc;
+pub mod layout;
+mod lznt1;
+mod merge;
+mod pieces;
+mod read;
+mod reader;
+mod reparse;
+mod runs;
+mod scan;
+mod stream;
 
-use crate::error::Result;
-use crate::extent::{ReadAt, Volume};
-use crate::fs::{FileSystem, ReadOptions};
-
-/// Opens the volume where it is one; none where it is not.
-///
-/// # Errors
-/// Where it is one but can't be read at all.
-pub fn open(volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Result<Option<Arc<dyn FileSystem>>> {
-    let _ = (volume, options);
-    Ok(None)
-}
+pub use read::{Ntfs, open, open_by_backup};
