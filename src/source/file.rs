@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 
 use super::SourceOptions;
+use super::map::FileMap;
 use crate::error::{Error, Result};
 use crate::extent::{Device, LayerId, Offset, ReadAt};
 
@@ -18,17 +19,23 @@ pub(super) struct FileSource {
     file: File,
     path: PathBuf,
     len: u64,
+    /// Of a regular file, where it could be mapped and may be.
+    map: Option<FileMap>,
 }
+
+/// Reads of more bytes than this don't go through the map: copying them by a system call costs less than a fault for every
+/// few pages.
+const MAX_MAPPED: usize = 64 << 10;
 
 /// Opens `path` read-only; refuses what is neither a regular file nor a block device.
 pub(super) fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device>>> {
-    let _ = options;
     let opening = || format!("opening {}", path.display());
     // Without NONBLOCK, opening a pipe would wait for a writer.
     let fd: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
         .map_err(|e| Error::io(opening(), e.into()))?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io(opening(), e.into()))?;
-    let len = match FileType::from_raw_mode(stat.st_mode) {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let len = match kind {
         FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or_default(),
         FileType::BlockDevice => rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(|e| Error::io(opening(), e.into()))?,
         other => {
@@ -45,13 +52,24 @@ pub(super) fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt
             )));
         }
     };
-    Ok(Arc::new(FileSource { id: LayerId::fresh(), file: File::from(fd), path: path.to_owned(), len }))
+    let file = File::from(fd);
+    let map = if kind == FileType::RegularFile && !options.no_mmap { FileMap::new(&file, len) } else { None };
+    Ok(Arc::new(FileSource { id: LayerId::fresh(), file, path: path.to_owned(), len, map }))
 }
 
 impl FileSource {
     fn failed(&self, at: u64, len: usize, cause: io::Error) -> Error {
         let at = Offset::<Device>::new(at);
         Error::io(format!("{}: reading {len} bytes at {at}", self.path.display()), cause)
+    }
+    /// Copies out of the map where there is one and it can be believed.
+    ///
+    /// A page that holds the end of a file reads as zeros behind it, without a fault. So where a file was cut since it
+    /// was opened, bytes that are no longer there could pass for zeros: zeros at the end of a read are asked about.
+    fn copy(&self, at: u64, buf: &mut [u8]) -> bool {
+        let end = at.saturating_add(buf.len() as u64);
+        self.map.as_ref().is_some_and(|map| map.copy(at, buf))
+            && (buf.last() != Some(&0) || self.file.metadata().is_ok_and(|m| m.len() >= end))
     }
     /// Positioned reads until `buf` is full. An error names the place up to which it went well.
     fn pread(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -84,6 +102,115 @@ impl ReadAt<Device> for FileSource {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end.get() > self.len) {
             return Err(Error::past_end(at, buf.len() as u64, self.len));
         }
+        if buf.len() <= MAX_MAPPED && self.copy(at.get(), buf) {
+            return Ok(());
+        }
         self.pread(at.get(), buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const MAPPED: SourceOptions = SourceOptions { no_mmap: false };
+    const POSITIONED: SourceOptions = SourceOptions { no_mmap: true };
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+    }
+
+    #[test]
+    fn both_ways_read_the_same() {
+        let bytes = pattern(200_001);
+        let file = file(&bytes);
+        for options in [MAPPED, POSITIONED] {
+            let source = open(file.path(), options).unwrap();
+            assert_eq!(source.len(), 200_001);
+            for (at, len) in [(0, 1), (4095, 2), (199_999, 2), (0, 200_001), (200_001, 0), (1000, 70_000)] {
+                assert_eq!(source.read_vec(Offset::new(at as u64), len).unwrap(), &bytes[at..at + len]);
+            }
+            for (at, len) in [(200_001, 1), (200_000, 2), (u64::MAX, 1), (u64::MAX, 200)] {
+                let error = source.read_vec(Offset::new(at), len).unwrap_err();
+                assert!(matches!(error, Error::Io { .. }), "{error}");
+                let error = source.read_at(Offset::new(at), &mut vec![0; len]).unwrap_err();
+                assert!(error.to_string().contains(&format!("{at:#x}")), "{error}");
+            }
+        }
+    }
+
+    /// Without the handler this test's process would end by a signal.
+    #[test]
+    fn a_file_cut_under_the_map_is_an_error_with_its_offset() {
+        let bytes = pattern(1 << 20);
+        let file = file(&bytes);
+        let source = open(file.path(), MAPPED).unwrap();
+        let other = open(file.path(), MAPPED).unwrap();
+        file.as_file().set_len(10_000).unwrap();
+        for _ in 0..2 {
+            let error = source.read_vec(Offset::new(0x80000), 100).unwrap_err();
+            assert!(error.to_string().contains("0x80000"), "{error}");
+            assert!(matches!(error, Error::Io { .. }));
+            // The page was cut in its middle: the map has zeros there, the file has nothing.
+            assert!(source.read_vec(Offset::new(9_990), 100).is_err());
+            assert_eq!(source.read_vec(Offset::new(9_000), 1000).unwrap(), &bytes[9000..10_000]);
+        }
+        assert_eq!(other.read_vec(Offset::new(8_000), 500).unwrap(), &bytes[8000..8500]);
+        let zeros_of_the_cut_page = other.read_vec(Offset::new(9_990), 100);
+        assert!(zeros_of_the_cut_page.is_err(), "bytes beyond the end of the file that it now is");
+    }
+
+    #[test]
+    fn readers_in_many_threads_never_take_zeros_for_bytes() {
+        let bytes = vec![0xA5; 8 << 20];
+        let file = file(&bytes);
+        let source = open(file.path(), MAPPED).unwrap();
+        let cut = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let (source, cut) = (&source, &cut);
+                scope.spawn(move || {
+                    for round in 0.. {
+                        let done = cut.load(Ordering::SeqCst);
+                        for page in 0..512u64 {
+                            let mut buf = [0; 4096];
+                            let at = (page * 37 + thread) % 2048 * 4096;
+                            if source.read_at(Offset::new(at), &mut buf).is_ok() {
+                                assert!(buf.iter().all(|b| *b == 0xA5), "zeros at {at}, round {round}");
+                            }
+                        }
+                        if done {
+                            break;
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            file.as_file().set_len(1 << 20).unwrap();
+            cut.store(true, Ordering::SeqCst);
+        });
+        assert!(source.read_vec(Offset::new(4 << 20), 1).is_err());
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for (path, word) in
+            [(dir.path(), "a directory"), (&pipe, "a pipe"), (Path::new("/dev/null"), "character device")]
+        {
+            let error = open(path, MAPPED).err().unwrap();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let gone = open(&dir.path().join("gone"), MAPPED).err().unwrap();
+        assert!(gone.to_string().contains("gone") && gone.exit_code() == 3, "{gone}");
     }
 }

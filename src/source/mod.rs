@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::extent::{Device, ReadAt};
 
 mod file;
+mod map;
 
 /// How a source is opened.
 #[derive(Clone, Copy, Debug, Default)]
