@@ -1,0 +1,163 @@
+//! `info`: the tree of layers.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::{End, PARTLY, Session, names};
+use crate::extent::{Extent, Offset, Volume, What};
+use crate::fs::Facts;
+use crate::report::json::Row;
+use crate::report::text;
+use crate::stack::{Guest, Level};
+use crate::volume::Slot;
+
+/// Show what an image is: containers, partition tables, volumes, file systems
+///
+/// Each image on the way to what ADDR names is shown, the ground first. No file system is walked: this takes no time.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  unimage info disk.raw
+  unimage info --json /dev/sdb//p2/vm/win.raw//    the disk, and the image on it")]
+pub struct Info {
+    /// The image
+    #[arg(value_name = "ADDR")]
+    address: OsString,
+    /// Print JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+impl Info {
+    pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        let names = names(&s.address(&self.address)?);
+        let stack = s.open(&self.address)?;
+        if self.json {
+            s.header("unimage/info/1");
+        }
+        let mut volumes = 0u64;
+        let mut problems = 0u64;
+        for (depth, level) in stack.levels.iter().enumerate() {
+            let name = names.get(depth).map_or("", String::as_str);
+            volumes = volumes.saturating_add(level.guests.len() as u64);
+            problems = problems.saturating_add(level.table.problems.len() as u64);
+            problems = problems.saturating_add(level.guests.iter().filter(|g| g.failed.is_some()).count() as u64);
+            if self.json {
+                json(s.out.buffer(), depth, name, level);
+            } else {
+                human(s.out.buffer(), depth, name, level);
+            }
+            s.out.row()?;
+        }
+        if self.json {
+            Row::new(s.out.buffer(), "summary")
+                .number("images", stack.levels.len() as u64)
+                .number("volumes", volumes)
+                .number("problems", problems)
+                .end();
+        }
+        Ok(if problems == 0 { 0 } else { PARTLY })
+    }
+}
+
+/// The offset at which the first byte of a volume is stored.
+pub(super) fn stored_at(slot: &Slot) -> Option<u64> {
+    match slot.layer.extents(Offset::new(0)..Offset::new(1)).ok()?.first()? {
+        Extent::<Volume> { what: What::Stored(place), .. } => Some(place.offset.get()),
+        _ => None,
+    }
+}
+
+fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
+    Row::new(out, "entry")
+        .value("path", name)
+        .word("kind", "image")
+        .number("size", level.disk.image.len())
+        .number("level", depth as u64)
+        .word("container", level.disk.kind)
+        .number("container_size", level.device.len())
+        .word("table", level.table.kind)
+        .number("sector", level.table.sector)
+        .value("remarks", &level.disk.remarks)
+        .value("problems", &level.table.problems)
+        .end();
+    for guest in &level.guests {
+        let Some(slot) = level.table.slots.get(guest.slot) else { continue };
+        let mut row = Row::new(out, "entry");
+        row.value("path", &slot.name).word("kind", "volume").number("size", slot.layer.len());
+        row.number("level", depth as u64).some("offset", stored_at(slot)).value("about", &slot.about);
+        if let Some(fs) = &guest.fs {
+            let Facts { kind, label, serial, unit, units, free_units, clean, remarks } = fs.facts();
+            row.word("fs", kind)
+                .value("label", &label)
+                .value("serial", &serial)
+                .number("unit", unit)
+                .number("units", units)
+                .some("free_units", free_units)
+                .some("clean", clean)
+                .value("remarks", &remarks);
+        }
+        row.some("failed", guest.failed.as_ref()).end();
+    }
+}
+
+fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
+    let indent = depth.saturating_mul(4);
+    let mut line = |more: usize, text: &str| {
+        out.resize(out.len().saturating_add(indent).saturating_add(more), b' ');
+        out.extend_from_slice(text::clean(text).as_bytes());
+        out.push(b'\n');
+    };
+    let bytes = |n: u64| format!("{} ({n} bytes)", text::size(n));
+    line(0, name);
+    line(2, &format!("container {}, {}", level.disk.kind, bytes(level.disk.image.len())));
+    for remark in &level.disk.remarks {
+        line(4, remark);
+    }
+    match level.table.kind {
+        "none" => line(2, "no partition table"),
+        kind => line(2, &format!("{kind} partition table, {}-byte sectors", level.table.sector)),
+    }
+    for problem in &level.table.problems {
+        line(4, &format!("problem: {problem}"));
+    }
+    for guest in &level.guests {
+        let Some(slot) = level.table.slots.get(guest.slot) else { continue };
+        let name = if slot.name.is_empty() { "volume" } else { &slot.name };
+        let at = stored_at(slot).map(|at| format!(" at {at}")).unwrap_or_default();
+        let about = if slot.about.is_empty() { String::new() } else { format!(", {}", slot.about) };
+        line(2, &format!("{name}{at}, {}{about}", bytes(slot.layer.len())));
+        volume(guest, &mut line);
+    }
+}
+
+/// The file system of a volume.
+fn volume(guest: &Guest, line: &mut dyn FnMut(usize, &str)) {
+    match (&guest.fs, &guest.failed) {
+        (Some(fs), _) => {
+            let facts = fs.facts();
+            let mut text = facts.kind.to_owned();
+            if !facts.label.is_empty() {
+                text.push_str(&format!(" \"{}\"", facts.label));
+            }
+            if !facts.serial.is_empty() {
+                text.push_str(&format!(", serial {}", facts.serial));
+            }
+            text.push_str(&format!(", {} units of {} bytes", text::count(facts.units), facts.unit));
+            if let Some(free) = facts.free_units {
+                text.push_str(&format!(", {} free", text::size(free.saturating_mul(facts.unit))));
+            }
+            match facts.clean {
+                Some(true) => text.push_str(", clean"),
+                Some(false) => text.push_str(", not closed cleanly"),
+                None => {}
+            }
+            line(4, &text);
+            for remark in &facts.remarks {
+                line(6, remark);
+            }
+        }
+        (None, Some(failed)) => line(4, &format!("problem: {failed}")),
+        (None, None) => line(4, "unknown: no file system was recognised"),
+    }
+}

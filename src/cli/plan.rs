@@ -1,0 +1,92 @@
+//! `plan`: what a relink would do.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::{End, Progress, Session};
+use crate::error::Error;
+use crate::relink::{self, Options, Prepared};
+use crate::report::json::Row;
+use crate::report::manifest;
+
+/// Show what a relink would link, copy and leave out, and why; nothing is written
+///
+/// ADDR names an image that lies on a host: HOST//PATH. The exit code is 0 also where a relink would be refused: the
+/// reasons are listed.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  unimage plan /dev/sdb//p2/vm/win.raw
+  unimage plan -v host.raw//vm/win.raw                    with a line for every file
+  unimage plan --json host.raw//vm/win.raw | jq -c 'select(.verdict == \"copy\")'")]
+pub struct Plan {
+    /// The image, as a file of its host
+    #[arg(value_name = "ADDR")]
+    address: OsString,
+    /// Show a line for every file and stream: verdict, reason, size, path, and its new path where that differs
+    #[arg(short = 'v', long = "files")]
+    files: bool,
+    /// Print JSON lines: a row for every file and stream, and the totals last
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        let prepared = prepare(s, &self.address, &Options::default())?;
+        print(s, &prepared, "unimage/plan/1", self.json, self.files)?;
+        if self.json {
+            summary(s, &prepared, |_| {});
+        }
+        Ok(0)
+    }
+}
+
+/// Opens an image on its host and plans its relink.
+pub(super) fn prepare(s: &mut Session<'_>, address: &OsString, options: &Options) -> Result<Prepared, Error> {
+    let stack = s.open_image(address)?;
+    let _progress = Progress::new("planning", None);
+    relink::prepare(&stack, options)
+}
+
+/// A plan: all rows but the summary.
+pub(super) fn print(
+    s: &mut Session<'_>,
+    prepared: &Prepared,
+    schema: &'static str,
+    json: bool,
+    files: bool,
+) -> Result<(), End> {
+    if json {
+        s.header(schema);
+        let mut row = Row::new(s.out.buffer(), "place");
+        manifest::place(&mut row, prepared);
+        row.end();
+    }
+    if json || files {
+        for row in &prepared.plan.rows {
+            let line = if json { manifest::json } else { manifest::human };
+            line(s.out.buffer(), &prepared.plan, &prepared.guests, row);
+            s.out.row()?;
+        }
+    }
+    if json {
+        for lost in &prepared.lost {
+            manifest::json_lost(s.out.buffer(), lost);
+        }
+        for refusal in &prepared.refusals {
+            Row::new(s.out.buffer(), "refusal").value("what", refusal).end();
+        }
+    } else {
+        manifest::summary(s.out.buffer(), prepared);
+    }
+    Ok(s.out.row()?)
+}
+
+/// The last JSON line, with what the verb adds.
+pub(super) fn summary(s: &mut Session<'_>, prepared: &Prepared, more: impl FnOnce(&mut Row<'_>)) {
+    let mut row = Row::new(s.out.buffer(), "summary");
+    manifest::totals(&mut row, &prepared.plan.totals);
+    more(&mut row);
+    row.end();
+}

@@ -1,0 +1,74 @@
+//! A bar on standard error for whatever takes longer than a second, and only where that is a terminal.
+
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+
+/// What is being done. It is gone from the screen when this is dropped.
+pub struct Progress {
+    bar: ProgressBar,
+    timer: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Progress {
+    /// Begins; of `bytes` where it is known how many there are.
+    pub fn new(what: &'static str, bytes: Option<u64>) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self { bar: ProgressBar::hidden(), timer: None };
+        }
+        let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::hidden()).with_message(what);
+        let look = match bytes {
+            Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            None => "{msg} {spinner} {elapsed}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(look) {
+            bar.set_style(style);
+        }
+        let (stop, stopped) = channel();
+        let late = bar.clone();
+        // Shown only when a second has passed and nobody said stop.
+        let thread = std::thread::Builder::new().spawn(move || {
+            if stopped.recv_timeout(Duration::from_secs(1)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                late.set_draw_target(ProgressDrawTarget::stderr());
+                late.enable_steady_tick(Duration::from_millis(200));
+            }
+        });
+        Self { bar, timer: thread.ok().map(|thread| (stop, thread)) }
+    }
+    /// `bytes` more are done.
+    pub fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.timer.take() {
+            // Without a receiver the bar is shown already.
+            let _ = stop.send(());
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A work of several steps, each of them of so many bytes.
+pub struct Steps {
+    progress: Progress,
+}
+
+impl Steps {
+    /// Begins.
+    pub fn new() -> Self {
+        Self { progress: Progress::new("", Some(0)) }
+    }
+    /// Step `what` has done `at` bytes of `of`.
+    pub fn at(&self, what: &'static str, at: u64, of: u64) {
+        self.progress.bar.set_message(what);
+        self.progress.bar.set_length(of);
+        self.progress.bar.set_position(at);
+    }
+}

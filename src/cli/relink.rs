@@ -1,0 +1,152 @@
+//! `relink`: in place.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::progress::Steps;
+use super::{End, PARTLY, REFUSED, Session, plan, signals};
+use crate::error::Error;
+use crate::fs::host::HostName;
+use crate::relink::{Done, Options, Prepared};
+use crate::report::text;
+
+/// Turn an image into its files, in place, on its unmounted host, and remove it
+///
+/// The host is the volume that the image lies on. Where the data can stay, only metadata is written that points at it;
+/// the rest is copied into free space. Prints the plan; writes only with --commit. The journal takes it back
+/// (`unimage undo`), and brings a commit to its end that was interrupted (`unimage recover`).
+#[derive(Args)]
+#[command(after_help = "Examples:
+  unimage relink /dev/sdb//p2/vm/win.raw --into /win                     the plan, and why it would be refused
+  unimage relink /dev/sdb//p2/vm/win.raw --into /win --journal /mnt/safe/win.journal --commit
+  unimage relink host.raw//win.raw//p2 --into /win --journal win.journal --commit --discard-rest")]
+pub struct Relink {
+    /// The image, as a file of its host: HOST//PATH
+    #[arg(value_name = "ADDR")]
+    address: OsString,
+    /// The directory of the host to write into; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    into: OsString,
+    /// The journal: a new file, not on the host volume. Keep it for as long as you may want to take this back
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+    /// Write. Without it nothing is written
+    #[arg(long, requires = "journal")]
+    commit: bool,
+    /// Also write the manifest (a row for every file, with what the host can't hold) to this new file
+    ///
+    /// It is in the journal in any case.
+    #[arg(long, value_name = "FILE", requires = "commit")]
+    manifest: Option<PathBuf>,
+    /// Let go with the image what ADDR does not name: other volumes, other folders, unallocated space
+    #[arg(long)]
+    discard_rest: bool,
+    /// Let go with the image what can't be read or decoded
+    #[arg(long)]
+    discard_unreadable: bool,
+    /// What becomes of the bytes behind the end of a linked file in its last unit
+    ///
+    /// They are the guest's slack: evidence. By default they are zeroed on hosts whose drivers may show them later, and
+    /// kept on the others. Zeroed bytes are kept in the journal.
+    #[arg(long, value_enum)]
+    slack: Option<Slack>,
+    /// Show a line for every file and stream
+    #[arg(short = 'v', long = "files")]
+    files: bool,
+    /// Print JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Slack {
+    Keep,
+    Zero,
+}
+
+impl Relink {
+    pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        if self.commit {
+            s.out.never_stop();
+        }
+        let options = Options {
+            into: names_of(&self.into)?,
+            zero_slack: self.slack.map(|slack| matches!(slack, Slack::Zero)),
+            discard_rest: self.discard_rest,
+            discard_unreadable: self.discard_unreadable,
+        };
+        let prepared = plan::prepare(s, &self.address, &options)?;
+        plan::print(s, &prepared, "unimage/relink/1", self.json, self.files)?;
+        if !prepared.refusals.is_empty() {
+            if self.json {
+                plan::summary(s, &prepared, |row| {
+                    row.value("committed", &false);
+                });
+            }
+            s.out.flush()?;
+            for refusal in &prepared.refusals {
+                s.out.complain(&format!("refused: {refusal}"));
+            }
+            return Ok(REFUSED);
+        }
+        match &self.journal {
+            Some(journal) if self.commit => self.commit(s, &prepared, journal),
+            _ => {
+                if self.json {
+                    plan::summary(s, &prepared, |row| {
+                        row.value("committed", &false);
+                    });
+                } else {
+                    s.out.line("Nothing was written: add --journal FILE --commit to do it.")?;
+                }
+                Ok(0)
+            }
+        }
+    }
+
+    fn commit(&self, s: &mut Session<'_>, prepared: &Prepared, journal: &std::path::Path) -> Result<u8, End> {
+        s.out.flush()?;
+        let done = {
+            let _guard = signals::finish_first(journal);
+            let steps = Steps::new();
+            prepared.commit(journal, self.manifest.as_deref(), &|step, at, of| steps.at(step, at, of))?
+        };
+        let shown = journal.display();
+        if self.json {
+            let Done { metadata_bytes, copied_bytes, zeroed_bytes, journal_bytes } = done;
+            plan::summary(s, prepared, |row| {
+                row.value("committed", &true)
+                    .number("written_metadata_bytes", metadata_bytes)
+                    .number("written_copied_bytes", copied_bytes)
+                    .number("written_zeroed_bytes", zeroed_bytes)
+                    .number("written_journal_bytes", journal_bytes);
+            });
+        } else {
+            s.out.line(&text::clean(&format!(
+                "Done: {} of metadata, {} copied, {} zeroed; journal {shown}: {}.",
+                text::size(done.metadata_bytes),
+                text::size(done.copied_bytes),
+                text::size(done.zeroed_bytes),
+                text::size(done.journal_bytes),
+            )))?;
+            s.out.line(&text::clean(&format!(
+                "`unimage undo {shown}` takes it back, as long as nothing else writes to the host: mount it read-only \
+                 (mount -o ro) until you are sure."
+            )))?;
+        }
+        Ok(if prepared.plan.totals.skipped.files == 0 { 0 } else { PARTLY })
+    }
+}
+
+/// The names of a directory given by its path from the host's root.
+fn names_of(path: &OsStr) -> Result<Vec<HostName>, Error> {
+    let names: Vec<HostName> =
+        path.as_bytes().split(|b| *b == b'/').filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    if names.iter().any(|n| n == b"." || n == b"..") {
+        return Err(Error::Usage("--into: expected the names of directories, without . and ..".into()));
+    }
+    Ok(names)
+}

@@ -1,0 +1,197 @@
+//! The rows of a plan: what becomes of every file and stream, and everything that the host can't hold of it. `plan`,
+//! `relink` and the manifest have the same rows.
+
+use super::json::Row;
+use super::{listing, path, text};
+use crate::fs::host::{Content, NewKind};
+use crate::fs::{Kind, Tree};
+use crate::plan::{GuestVolume, Part, Plan, Reason, Tally, Totals};
+use crate::relink::{Lost, Prepared};
+
+/// The manifest of a relink: a header, a row for every file and stream, a summary.
+pub fn manifest(prepared: &Prepared) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut row = Row::new(&mut out, "header");
+    row.word("schema", "unimage/manifest/1").word("version", env!("CARGO_PKG_VERSION"));
+    place(&mut row, prepared);
+    row.end();
+    for row in &prepared.plan.rows {
+        json(&mut out, &prepared.plan, &prepared.guests, row);
+    }
+    for lost in &prepared.lost {
+        json_lost(&mut out, lost);
+    }
+    let mut row = Row::new(&mut out, "summary");
+    totals(&mut row, &prepared.plan.totals);
+    row.end();
+    out
+}
+
+/// Where it is written to, and which image goes.
+pub fn place(row: &mut Row<'_>, prepared: &Prepared) {
+    let into = prepared.plan.tree.into.join(&b'/');
+    row.word("host", prepared.host.0)
+        .value("volume", &prepared.host.1)
+        .path("image", "image_raw", &prepared.image)
+        .path("into", "into_raw", &into)
+        .word("slack", if prepared.plan.zero_slack { "zero" } else { "keep" });
+}
+
+/// The path of a row below the address, as the bytes of its names.
+pub fn path_of(guest: &GuestVolume, row: &crate::plan::Row) -> Vec<u8> {
+    let tree: &Tree = &guest.tree;
+    let mut path = guest.folder.clone().unwrap_or_default();
+    if let Some(entry) = row.entry {
+        let full = tree.path(entry);
+        let above = match guest.part {
+            Part::All => 0,
+            Part::Entry(top) | Part::Stream(top, _) => {
+                let len = tree.path(top).len();
+                match tree.object(tree.entry(top).object).kind {
+                    Kind::Dir if matches!(guest.part, Part::Entry(_)) => len.saturating_add(1),
+                    _ => len.saturating_sub(tree.name(top).len()),
+                }
+            }
+        };
+        let below = full.get(above..).unwrap_or_default();
+        if !path.is_empty() && !below.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(below);
+    }
+    if let Some(name) = row.stream.and_then(|s| tree.stream_name(s)) {
+        path.push(b':');
+        path.extend_from_slice(name);
+    }
+    path
+}
+
+/// The word for what a row is, and its bytes.
+fn kind_and_size(tree: &Tree, row: &crate::plan::Row) -> (&'static str, u64) {
+    let size = row.stream.map_or(0, |s| tree.stream(s).size);
+    let object = row.entry.map_or(tree.root(), |e| tree.entry(e).object);
+    match row.stream.and_then(|s| tree.stream_name(s)) {
+        Some(_) => ("stream", size),
+        None => (tree.object(object).kind.word(), size),
+    }
+}
+
+/// One JSON line for a row of a plan.
+pub fn json(out: &mut Vec<u8>, plan: &Plan, guests: &[GuestVolume], row: &crate::plan::Row) {
+    let Some(guest) = guests.get(row.volume) else { return };
+    let tree: &Tree = &guest.tree;
+    let (kind, size) = kind_and_size(tree, row);
+    let raw = path_of(guest, row);
+    let mut line = Row::new(out, "entry");
+    line.path("path", "path_raw", &raw).word("kind", kind).number("size", size);
+    listing::object_fields(&mut line, tree, row.entry.map_or(tree.root(), |e| tree.entry(e).object));
+    if let Some(name) = row.stream.and_then(|s| tree.stream_name(s)) {
+        line.path("stream", "stream_raw", name);
+    }
+    line.word("verdict", row.verdict.word());
+    if let Some(reason) = row.reason {
+        line.word("reason", reason.word());
+    }
+    if let Some(at) = row.written {
+        line.path("written", "written_raw", &plan.written_path(at));
+        if row.renamed {
+            line.value("renamed", &true);
+        }
+        if let Some(NewKind::File { content: Content::Linked(extents), .. }) =
+            plan.tree.entries.get(at).map(|e| &e.kind)
+        {
+            line.number("extents", extents.len() as u64);
+        }
+    }
+    line.end();
+}
+
+/// One line for people for a row of a plan.
+pub fn human(out: &mut Vec<u8>, plan: &Plan, guests: &[GuestVolume], row: &crate::plan::Row) {
+    let Some(guest) = guests.get(row.volume) else { return };
+    let raw = path_of(guest, row);
+    let (_, size) = kind_and_size(&guest.tree, row);
+    text::left(out, 5, |out| out.extend_from_slice(row.verdict.word().as_bytes()));
+    text::left(out, 21, |out| out.extend_from_slice(row.reason.map_or("-", Reason::word).as_bytes()));
+    text::right(out, 14, |out| super::json::number(out, size));
+    out.extend_from_slice(b"  ");
+    out.extend_from_slice(path::escape(&raw).as_bytes());
+    if let Some(at) = row.written.filter(|_| row.renamed) {
+        out.extend_from_slice(b" => ");
+        out.extend_from_slice(path::escape(&plan.written_path(at)).as_bytes());
+    }
+    out.push(b'\n');
+}
+
+/// One JSON line for what goes with the image.
+pub fn json_lost(out: &mut Vec<u8>, lost: &Lost) {
+    Row::new(out, "lost").value("volume", &lost.volume).value("what", &lost.what).some("bytes", lost.bytes).end();
+}
+
+/// The sums of a plan, as fields.
+pub fn totals(row: &mut Row<'_>, totals: &Totals) {
+    let tally = |t: &Tally| serde_json::json!({"files": t.files, "bytes": t.bytes});
+    let reasons: serde_json::Map<_, _> = totals.reasons.iter().map(|(r, t)| (r.word().to_owned(), tally(t))).collect();
+    let space = &totals.space;
+    row.value("linked", &tally(&totals.linked))
+        .value("copied", &tally(&totals.copied))
+        .value("skipped", &tally(&totals.skipped))
+        .value("reasons", &reasons)
+        .number("directories", totals.directories)
+        .number("links", totals.links)
+        .number("renamed", totals.renamed)
+        .number("unit", space.unit)
+        .number("space_needed", space.needed())
+        .number("space_free", space.free())
+        .number("metadata_bytes", space.estimate.metadata_bytes)
+        .number("journal_bytes", space.estimate.journal_bytes);
+}
+
+/// The plan in a few lines for people: where, how much, why, and what would be lost or refused.
+pub fn summary(out: &mut Vec<u8>, prepared: &Prepared) {
+    let mut line = |head: &str, rest: &str| {
+        text::left(out, 9, |out| out.extend_from_slice(head.as_bytes()));
+        out.extend_from_slice(rest.as_bytes());
+        out.push(b'\n');
+    };
+    let totals = &prepared.plan.totals;
+    let (kind, volume) = &prepared.host;
+    let on = if volume.is_empty() { (*kind).to_owned() } else { format!("{kind}, volume {volume}") };
+    line("image", &format!("{} (host: {on})", path::escape(&prepared.image)));
+    line("into", &format!("/{}", path::escape(&prepared.plan.tree.into.join(&b'/'))));
+    let tally = |t: &Tally| format!("{}, {}", text::counted(t.files, "file", "files"), text::size(t.bytes));
+    line("link", &tally(&totals.linked));
+    line("copy", &tally(&totals.copied));
+    line("skip", &tally(&totals.skipped));
+    for (reason, t) in &totals.reasons {
+        line("", &format!("{:<21} {}", reason.word(), tally(t)));
+    }
+    line(
+        "new",
+        &format!(
+            "{}, {}, {}",
+            text::counted(totals.directories, "directory", "directories"),
+            text::counted(totals.links, "link", "links"),
+            text::counted(totals.renamed, "changed name", "changed names"),
+        ),
+    );
+    let space = &totals.space;
+    line("space", &format!("{} needed, {} free", text::size(space.needed()), text::size(space.free())));
+    line(
+        "writes",
+        &format!(
+            "{} of metadata, {} of journal at most",
+            text::size(space.estimate.metadata_bytes),
+            text::size(space.estimate.journal_bytes)
+        ),
+    );
+    line("slack", if prepared.plan.zero_slack { "zeroed behind the ends of linked files" } else { "kept" });
+    for lost in &prepared.lost {
+        let bytes = lost.bytes.map(|b| format!(" ({})", text::size(b))).unwrap_or_default();
+        let volume = if lost.volume.is_empty() { String::new() } else { format!("{}: ", lost.volume) };
+        line("lost", &format!("{volume}{}{bytes}", text::clean(&lost.what)));
+    }
+    for refusal in &prepared.refusals {
+        line("refused", &text::clean(refusal));
+    }
+}
