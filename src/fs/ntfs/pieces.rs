@@ -240,7 +240,9 @@ fn clip(out: &mut Vec<(u64, What<Volume>)>, valid: u64, size: u64) {
         keep = keep.saturating_add(1);
     }
     out.truncate(keep);
-    out.push((left, What::Encoded(Encoding::Unreadable)));
+    if left > 0 {
+        out.push((left, What::Encoded(Encoding::Unreadable)));
+    }
     out.push((size.saturating_sub(valid), What::Zero));
 }
 
