@@ -24,6 +24,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, Result};
 
 mod layer;
+#[cfg(test)]
+mod tests;
 pub use layer::MapLayer;
 
 /// The role of an address space.

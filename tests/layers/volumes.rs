@@ -1,27 +1,12 @@
 //! Partition tables that real tools made: every partition is where `sfdisk` says that it is.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use unimage::extent::What;
 use unimage::stack::{Address, OpenOptions, Stack, open};
 
-/// Runs a program with `input` on its standard input; gives its standard output.
-fn run(program: &str, args: &[&str], input: &str) -> String {
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let out = child.wait_with_output().unwrap();
-    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
+use crate::support::run;
 
 fn disk(dir: &Path, name: &str, mib: u64) -> String {
     let path = dir.join(name);

@@ -1,0 +1,5 @@
+//! Everything below the file systems, end to end: containers, partition tables, and how a stack of them is opened.
+
+mod containers;
+mod support;
+mod volumes;
