@@ -87,6 +87,8 @@ pub enum Target {
 
 /// An opened address.
 pub struct Stack {
+    /// The address, as it was given.
+    pub address: Address,
     /// The levels, the ground first; never empty.
     pub levels: Vec<Level>,
     /// What is named in the last one.
@@ -324,7 +326,7 @@ fn open_device(device: Arc<dyn ReadAt<Device>>, address: &Address, options: Open
     if let Some(snapshot) = &address.snapshot {
         return Err(Error::NotFound(format!("no snapshot {snapshot}: a {} image has none", ground.disk.kind)));
     }
-    let mut stack = Stack { levels: vec![ground], target: Target::Disk };
+    let mut stack = Stack { address: address.clone(), levels: vec![ground], target: Target::Disk };
     for (position, hop) in address.hops.iter().enumerate() {
         if position > 0 {
             stack.descend(options)?;

@@ -77,6 +77,7 @@ impl Relink {
             zero_slack: self.slack.map(|slack| matches!(slack, Slack::Zero)),
             discard_rest: self.discard_rest,
             discard_unreadable: self.discard_unreadable,
+            decode_first: self.commit,
         };
         let prepared = plan::prepare(s, &self.address, &options)?;
         plan::print(s, &prepared, "unimage/relink/1", self.json, self.files)?;

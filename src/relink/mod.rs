@@ -1,11 +1,21 @@
 //! Carries a plan out on an unmounted host: from an opened address to a committed journal, and back.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::fs::host::HostName;
+use crate::fs::host::{HostImage, HostName};
+use crate::fs::{FileSystem, Tree};
 use crate::plan::{GuestVolume, Plan};
-use crate::stack::Stack;
+use crate::txn;
+
+mod back;
+mod commit;
+mod digest;
+mod prepare;
+mod rest;
+
+pub use back::{recover, undo};
+pub use prepare::prepare;
 
 /// What a relink is told beside the address.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +28,8 @@ pub struct Options {
     pub discard_rest: bool,
     /// `--discard-unreadable`: what can't be read or decoded may go with the image.
     pub discard_unreadable: bool,
+    /// Whether what is to be copied is decoded once to see that it can be, before anything is written: for `--commit`.
+    pub decode_first: bool,
 }
 
 /// What goes with the image and is written nowhere.
@@ -45,6 +57,21 @@ pub struct Prepared {
     pub lost: Vec<Lost>,
     /// Why [`commit`](Self::commit) would be refused, one sentence each; empty where it would not.
     pub refusals: Vec<String>,
+    job: JobParts,
+}
+
+/// What a commit needs beside the plan.
+struct JobParts {
+    host: Arc<dyn FileSystem>,
+    /// The host's bytes, as the plan was made from them.
+    volume: Arc<dyn crate::extent::ReadAt<crate::extent::Volume>>,
+    tree: Arc<Tree>,
+    image: HostImage,
+    /// The file systems of `guests`, one for each.
+    guests: Vec<Arc<dyn FileSystem>>,
+    /// The file or device that the host is in.
+    ground: PathBuf,
+    about: txn::About,
 }
 
 /// A relink that is done.
@@ -76,41 +103,16 @@ pub enum Outcome {
 /// Told how far a long step is: its name, bytes done, bytes in all.
 pub type Progress<'a> = &'a (dyn Fn(&'static str, u64, u64) + Sync);
 
-/// Plans the relink of what `stack` names. Refusals are gathered, not returned as an error: `plan` shows them,
-/// `relink` ends with them.
-///
-/// # Errors
-/// [`Error::Usage`] where the image does not lie on a host (`HOST//PATH`), and what reading host and guests meets.
-pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
-    let _ = (stack, options);
-    Err(Error::Unsupported("relink".into()))
-}
-
-impl Prepared {
-    /// Carries it out. `journal` must not exist; with `manifest` the manifest is also written there.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with the first of the refusals, nothing written; [`Error::Interrupted`] where writing failed.
-    pub fn commit(&self, journal: &Path, manifest: Option<&Path>, progress: Progress<'_>) -> Result<Done> {
-        let _ = (journal, manifest, progress);
-        Err(Error::Unsupported("relink".into()))
+/// What [`crate::txn`] tells, in these words.
+fn step(progress: Progress<'_>) -> impl Fn(txn::Progress) + Sync + '_ {
+    move |p| {
+        let name = match p.step {
+            txn::Step::Filling => "copying",
+            txn::Step::ReadingOld => "reading what is replaced",
+            txn::Step::Sealing => "writing the journal",
+            txn::Step::Checking => "checking",
+            txn::Step::Switching => "writing metadata",
+        };
+        progress(name, p.done, p.total);
     }
-}
-
-/// After a crash: finishes or takes back, by the journal alone.
-///
-/// # Errors
-/// [`Error::Refused`] where the host is another, is in use, or was changed since.
-pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
-    let _ = (journal, host, progress);
-    Err(Error::Unsupported("relink".into()))
-}
-
-/// Takes a finished relink back.
-///
-/// # Errors
-/// [`Error::Refused`] where the host is another, is in use, or was changed since.
-pub fn undo(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
-    let _ = (journal, host, progress);
-    Err(Error::Unsupported("relink".into()))
 }

@@ -1,0 +1,100 @@
+//! Carries a prepared relink out.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::{ReadAt, Stream};
+use crate::fs::host::{Job, Origin};
+use crate::relink::{Done, Prepared, Progress, digest, step};
+use crate::report::manifest;
+use crate::source::{guard, medium};
+use crate::stack::Guest;
+use crate::txn::{self, Checked, HostVolume, Sources};
+
+impl Prepared {
+    /// Carries it out. `journal` must not exist; with `manifest` the manifest is also written there, a new file too.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with all of the refusals, nothing written; [`Error::Interrupted`] where writing failed.
+    pub fn commit(&self, journal: &Path, manifest: Option<&Path>, progress: Progress<'_>) -> Result<Done> {
+        let about = &self.job.about;
+        let (ground, at, len) = (&self.job.ground, about.volume_at, about.volume_len);
+        refuse(self.refusals.clone())?;
+        let mut reasons = guard::host(ground, at, len)?;
+        for new in [Some(journal), manifest].into_iter().flatten() {
+            reasons.extend(guard::journal(new, ground, at, len)?);
+        }
+        refuse(reasons)?;
+        let opened = medium::open_host(ground, at, len)?;
+        let volume = HostVolume::new(opened.medium, opened.volume_at, len)?;
+        self.same_host(&volume)?;
+
+        let host = self.job.host.as_host().ok_or_else(|| Error::Unsupported("the host can't be written".into()))?;
+        let job = Job { tree: &self.plan.tree, image: &self.job.image, zero_slack: self.plan.zero_slack };
+        let staging = host.link(&job)?;
+        let checked =
+            Checked::new(staging, Arc::clone(&self.job.volume), |after, staging| host.audit(after, &job, staging))?;
+
+        let rows = manifest::manifest(self);
+        if let Some(path) = manifest {
+            write_new(path, &rows).map_err(|e| Error::io(format!("writing the manifest {}", path.display()), e))?;
+        }
+        let done = medium::create_journal(journal)
+            .and_then(|file| txn::commit(checked, &volume, file, about.clone(), &rows, self, &step(progress)));
+        match done {
+            Ok(done) => Ok(Done {
+                metadata_bytes: done.fresh_bytes.saturating_add(done.switched_bytes),
+                copied_bytes: done.copied_bytes,
+                zeroed_bytes: done.slack_bytes,
+                journal_bytes: done.journal_bytes,
+            }),
+            Err(e) => {
+                // A manifest of what did not happen would mislead; of what may still happen, it stays.
+                if let (Some(path), false) = (manifest, matches!(e, Error::Interrupted { .. })) {
+                    let _ = std::fs::remove_file(path);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether the host, now that nobody else can write it, is what the plan was made for.
+    fn same_host(&self, volume: &HostVolume) -> Result<()> {
+        let now = Guest::probe(0, Arc::new(volume.clone()), crate::fs::ReadOptions::default());
+        let same = now.tree().is_ok_and(|tree| digest::of_tree(&tree) == digest::of_tree(&self.job.tree));
+        let free = |fs: &dyn crate::fs::FileSystem| fs.facts().free_units;
+        if same && now.fs.is_some_and(|fs| free(&*fs) == free(&*self.job.host)) {
+            return Ok(());
+        }
+        Err(Error::Refused("the host was changed while the plan was made: plan again".into()))
+    }
+}
+
+/// Refuses for all of these reasons.
+pub fn refuse(reasons: Vec<String>) -> Result<()> {
+    if reasons.is_empty() { Ok(()) } else { Err(Error::Refused(reasons.join("; "))) }
+}
+
+impl Sources for Prepared {
+    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>> {
+        let none = || Error::NotFound("a stream of the plan".into());
+        let (guest, fs) = self.guests.get(origin.volume).zip(self.job.guests.get(origin.volume)).ok_or_else(none)?;
+        Ok(fs.open(&guest.tree, origin.stream.ok_or_else(none)?)?)
+    }
+}
+
+/// A new file with these bytes, durable with its name.
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create_new(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
+        let folder = std::path::absolute(path)?;
+        File::open(folder.parent().unwrap_or(Path::new("/")))?.sync_all()
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}

@@ -1,0 +1,80 @@
+//! The digest of a walk: what `undo` compares the image with that it would bring back.
+
+use crate::error::Result;
+use crate::extent::What;
+use crate::fs::{Form, Tree};
+use crate::stack::Level;
+
+/// BLAKE3 over the volumes of an image: their names and sizes, and of each the paths, kinds, streams, sizes and
+/// extents. Times are left out: they depend on the time zone that FAT is read in.
+///
+/// # Errors
+/// Where a file system that was recognised can't be walked.
+pub fn of_image(level: &Level) -> Result<[u8; 32]> {
+    let mut hash = Digest::default();
+    for (slot, guest) in level.table.slots.iter().zip(&level.guests) {
+        hash.text(slot.name.as_bytes());
+        hash.number(guest.volume().len());
+        hash.number(guest.fs.is_some().into());
+        if guest.fs.is_some() {
+            hash.tree(&*guest.tree()?);
+        }
+    }
+    Ok(hash.0.finalize().into())
+}
+
+/// The same of one walk.
+pub fn of_tree(tree: &Tree) -> [u8; 32] {
+    let mut hash = Digest::default();
+    hash.tree(tree);
+    hash.0.finalize().into()
+}
+
+#[derive(Default)]
+struct Digest(blake3::Hasher);
+
+impl Digest {
+    fn number(&mut self, n: u64) {
+        self.0.update(&n.to_le_bytes());
+    }
+    /// With its length before it, so that no two lists of texts are the same bytes.
+    fn text(&mut self, text: &[u8]) {
+        self.number(text.len() as u64);
+        self.0.update(text);
+    }
+    fn tree(&mut self, tree: &Tree) {
+        self.streams(tree, tree.root());
+        for (entry, depth) in tree.order() {
+            let object = tree.entry(entry).object;
+            self.number(depth.into());
+            self.text(tree.name(entry));
+            self.text(tree.object(object).kind.word().as_bytes());
+            self.number(tree.object(object).number);
+            self.streams(tree, object);
+        }
+        self.number(tree.problems().len() as u64);
+    }
+    fn streams(&mut self, tree: &Tree, object: crate::fs::ObjectId) {
+        self.text(tree.target(object).unwrap_or_default());
+        for stream in tree.streams(object) {
+            let info = tree.stream(stream);
+            self.text(tree.stream_name(stream).unwrap_or_default());
+            self.number(info.size);
+            self.number(info.valid);
+            self.number(match info.form {
+                Form::Plain => 0,
+                Form::Inline => 1,
+                Form::Compressed(unit) => u64::from(unit).saturating_add(2),
+                Form::Encrypted => u64::MAX,
+            });
+            for e in tree.extents(stream) {
+                self.number(e.len);
+                self.number(match e.what {
+                    What::Stored(p) => p.offset.get(),
+                    What::Zero => u64::MAX,
+                    What::Encoded(_) => u64::MAX.saturating_sub(1),
+                });
+            }
+        }
+    }
+}

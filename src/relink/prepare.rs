@@ -1,0 +1,203 @@
+//! From an opened address to a plan, with everything that speaks against it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::extent::{Offset, What};
+use crate::fs::host::HostImage;
+use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
+use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
+use crate::relink::rest::{Rest, name_of};
+use crate::relink::{JobParts, Options, Prepared, digest};
+use crate::report::path::escape;
+use crate::source::guard;
+use crate::stack::{Guest, Level, Stack, Target};
+use crate::txn;
+
+/// Bytes decoded at a time to see whether they can be.
+const CHUNK: usize = 1 << 20;
+
+/// Plans the relink of what `stack` names. Refusals are gathered, not returned as an error: `plan` shows them,
+/// `relink` ends with them.
+///
+/// # Errors
+/// [`Error::Usage`] where the image does not lie on a host (`HOST//PATH`), and what reading host and guests meets.
+pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
+    let level = stack.last()?;
+    let (Some(within), Some((host_level, host_slot))) = (&level.within, stack.host()) else {
+        return Err(Error::Usage(format!(
+            "{}: expected an image that lies on a host, as HOST//PATH: a partition's device or image, and the path of \
+             the image on it",
+            stack.address
+        )));
+    };
+    let above = stack.levels.get(host_level).ok_or_else(|| Error::NotFound("no host".into()))?;
+    let host_guest = above.guest(host_slot)?;
+    let fs = host_guest.fs()?;
+    let facts = fs.facts();
+    let host = fs.as_host().ok_or_else(|| {
+        Error::Unsupported(format!("the host is {}: there is no writer for that file system", facts.kind))
+    })?;
+    let host_tree = host_guest.tree()?;
+    let entry = entry_of(&host_tree, within.object, None)
+        .ok_or_else(|| Error::NotFound("the image has no name on its host".into()))?;
+    let image = HostImage { entry, object: within.object, map: within.map.clone() };
+    let image_path = host_tree.path(entry);
+
+    let mut rest = Rest::new(options);
+    let mut guests = Vec::new();
+    let mut systems: Vec<Arc<dyn FileSystem>> = Vec::new();
+    let mut wholes = Vec::new();
+    for guest in &level.guests {
+        match part_of(stack, level, guest)? {
+            Some((folder, part)) => {
+                let tree = guest.tree()?;
+                let map = stack.volume_in_host(guest.slot)?;
+                guests.push(GuestVolume { folder, part, tree, layer: guest.volume().id(), map });
+                systems.push(Arc::clone(guest.fs()?));
+                wholes.push(guest);
+            }
+            None => rest.left_out(level, guest)?,
+        }
+    }
+    if guests.is_empty() {
+        let whole = level.guests.first().ok_or_else(|| Error::Unsupported("the image has no volume".into()))?;
+        whole.fs()?;
+    }
+    let mut with = plan::Options { zero_slack: options.zero_slack, unreadable: BTreeSet::new() };
+    let mut plan = plan::build(&guests, host, &image, &options.into, &with)?;
+    with.unreadable = unreadable(&plan, &guests, &systems, options.decode_first);
+    if !with.unreadable.is_empty() {
+        plan = plan::build(&guests, host, &image, &options.into, &with)?;
+    }
+    for (volume, (guest, whole)) in guests.iter().zip(wholes).enumerate() {
+        let name = name_of(level, whole.slot);
+        rest.of_guest(name, guest, &plan, volume);
+        rest.unallocated(name, whole);
+    }
+    rest.outside(level)?;
+    let Rest { lost, mut refusals, .. } = rest;
+
+    refusals.extend(host.refusals(&image)?);
+    let space = &plan.totals.space;
+    if !space.fits() {
+        refusals.push(format!(
+            "not enough free space on the host: {} bytes needed, {} free",
+            space.needed(),
+            space.free()
+        ));
+    }
+    let volume = Arc::clone(host_guest.volume());
+    let ground = stack.address.source.clone();
+    let on_ground = stack.volume_on_ground(host_level, host_slot)?;
+    let volume_at = match on_ground.extents() {
+        [run] => match run.what {
+            What::Stored(p) => Some(p.offset.get()),
+            _ => None,
+        },
+        _ => None,
+    };
+    match volume_at {
+        None => refusals.push("the host volume does not lie in one piece in its file or device".into()),
+        Some(at) => match guard::host(&ground, at, volume.len()) {
+            Ok(reasons) => refusals.extend(reasons),
+            Err(e) => refusals.push(format!("it can't be told whether the host is in use: {e}")),
+        },
+    }
+    let volume_at = volume_at.unwrap_or_default();
+    let about = txn::About {
+        host: std::path::absolute(&ground).map_err(|e| Error::io(format!("finding {}", ground.display()), e))?,
+        volume_at,
+        volume_len: volume.len(),
+        kind: facts.kind.into(),
+        serial: facts.serial,
+        address: stack.address.to_string(),
+        image: image_path.clone(),
+        digest: digest::of_image(level)?,
+    };
+    Ok(Prepared {
+        plan,
+        guests,
+        host: (facts.kind, name_of(above, host_slot).to_owned()),
+        image: image_path,
+        lost,
+        refusals,
+        job: JobParts { host: Arc::clone(fs), volume, tree: host_tree, image, guests: systems, ground, about },
+    })
+}
+
+/// What of a volume the address names: the folder that it goes to, and the part. None where nothing.
+fn part_of(stack: &Stack, level: &Level, guest: &Guest) -> Result<Option<(Option<Vec<u8>>, Part)>> {
+    let (slot, path, found) = match &stack.target {
+        // A volume that can't be listed is left out, and what it holds with it.
+        Target::Disk if guest.fs.is_none() || guest.tree().is_err() => return Ok(None),
+        Target::Disk if level.table.kind == "none" => return Ok(Some((None, Part::All))),
+        Target::Disk => return Ok(Some((Some(name_of(level, guest.slot).into()), Part::All))),
+        Target::Volume(slot) => {
+            return Ok((*slot == guest.slot).then_some((None, Part::All)));
+        }
+        Target::Object(slot, path, object) => (slot, path, Ok(*object)),
+        Target::Stream(slot, path, stream) => (slot, path, Err(*stream)),
+    };
+    if *slot != guest.slot {
+        return Ok(None);
+    }
+    let tree = guest.tree()?;
+    let object = found.unwrap_or_else(|stream: StreamId| tree.stream(stream).object);
+    let entry = entry_of(&tree, object, Some(path))
+        .ok_or_else(|| Error::Unsupported(format!("{}: a stream of the root can't be relinked alone", escape(path))))?;
+    let part = match found {
+        Ok(_) => Part::Entry(entry),
+        Err(stream) => Part::Stream(entry, stream),
+    };
+    Ok(Some((None, part)))
+}
+
+/// The name of an object: the one at `path` (which may have a stream's name behind it), else the first.
+fn entry_of(tree: &Tree, object: ObjectId, path: Option<&[u8]>) -> Option<EntryId> {
+    let mut names = tree.order().map(|(e, _)| e).filter(|e| tree.entry(*e).object == object);
+    let first = names.next()?;
+    let spelled = |e: &EntryId| path.is_some_and(|path| path.starts_with(&tree.path(*e)));
+    Some(if spelled(&first) { first } else { names.find(spelled).unwrap_or(first) })
+}
+
+/// Streams that are to be copied and can't be: those that the file system can't open, and, where `decode` asks for it, those that
+/// can't be decoded. What is stored as it is may still meet a bad sector while it is copied, before anything in use is touched.
+fn unreadable(
+    plan: &Plan,
+    guests: &[GuestVolume],
+    systems: &[Arc<dyn FileSystem>],
+    decode: bool,
+) -> BTreeSet<(usize, StreamId)> {
+    let copied: BTreeSet<(usize, StreamId, bool)> = plan
+        .rows
+        .iter()
+        .filter(|row| row.verdict == Verdict::Copy)
+        .filter_map(|row| {
+            let encoded = matches!(row.reason, Some(Reason::FsCompressed | Reason::ContainerCompressed));
+            Some((row.volume, row.stream?, encoded))
+        })
+        .collect();
+    copied
+        .into_par_iter()
+        .filter(|(volume, stream, encoded)| {
+            let Some((guest, fs)) = guests.get(*volume).zip(systems.get(*volume)) else { return false };
+            let readable = || -> Result<()> {
+                let layer = fs.open(&guest.tree, *stream)?;
+                let mut buf = vec![0; if decode && *encoded { CHUNK } else { 0 }];
+                let mut at = 0u64;
+                while !buf.is_empty() && at < layer.len() {
+                    let part = layer.len().saturating_sub(at).min(CHUNK as u64);
+                    layer.read_at(Offset::new(at), buf.get_mut(..part as usize).unwrap_or_default())?;
+                    at = at.saturating_add(part);
+                }
+                Ok(())
+            };
+            readable().is_err()
+        })
+        .map(|(volume, stream, _)| (volume, stream))
+        .collect()
+}

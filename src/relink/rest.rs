@@ -1,0 +1,254 @@
+//! What goes with the image and is written nowhere, and whether it may.
+
+use std::collections::BTreeSet;
+
+use crate::error::Result;
+use crate::extent::{Offset, ReadAt, Space, What};
+use crate::fs::{EntryId, Kind, ObjectId, Tree};
+use crate::plan::{GuestVolume, Part, Plan, Reason, Row, Verdict};
+use crate::relink::{Lost, Options};
+use crate::stack::{Guest, Level};
+
+/// Bytes read at a time when looking for any that is not zero.
+const CHUNK: u64 = 1 << 20;
+
+/// Gathers losses, and the reasons to refuse that follow from them.
+pub struct Rest<'o> {
+    options: &'o Options,
+    pub lost: Vec<Lost>,
+    pub refusals: Vec<String>,
+}
+
+impl<'o> Rest<'o> {
+    pub fn new(options: &'o Options) -> Self {
+        Self { options, lost: Vec::new(), refusals: Vec::new() }
+    }
+    fn lose(&mut self, volume: &str, what: impl Into<String>, bytes: Option<u64>) {
+        self.lost.push(Lost { volume: volume.into(), what: what.into(), bytes });
+    }
+    /// What may go only with `--discard-rest`.
+    fn rest(&mut self, volume: &str, what: String, bytes: Option<u64>) {
+        if !self.options.discard_rest {
+            self.refusals.push(format!("{}{what}; --discard-rest lets it go with the image", prefix(volume)));
+        }
+        self.lose(volume, what, bytes);
+    }
+    /// What may go only with `--discard-unreadable`.
+    fn unreadable(&mut self, volume: &str, what: String, bytes: Option<u64>) {
+        if !self.options.discard_unreadable {
+            self.refusals.push(format!("{}{what}; --discard-unreadable lets it go with the image", prefix(volume)));
+        }
+        self.lose(volume, what, bytes);
+    }
+
+    /// A volume of the image of which nothing is written.
+    ///
+    /// # Errors
+    /// Where its bytes can't be read.
+    pub fn left_out(&mut self, level: &Level, guest: &Guest) -> Result<()> {
+        let name = name_of(level, guest.slot);
+        match (&guest.fs, &guest.failed) {
+            (Some(fs), _) => {
+                let kind = fs.facts().kind;
+                let tree = match guest.tree() {
+                    Ok(tree) => tree,
+                    Err(e) => {
+                        self.unreadable(name, format!("a {kind} file system that can't be listed ({e})"), None);
+                        return Ok(());
+                    }
+                };
+                let files = files_of(&tree, |_| true);
+                if files.0 > 0 {
+                    let what = format!("{} of a {kind} file system that the address does not name", counted(files.0));
+                    self.rest(name, what, Some(files.1));
+                }
+                if !tree.problems().is_empty() {
+                    self.damage(name, &tree);
+                }
+            }
+            (None, failed) => {
+                let volume = guest.volume();
+                if !all_zero(level, guest)? {
+                    let why = failed.as_deref().unwrap_or("no file system was recognised");
+                    self.rest(name, format!("unknown data ({why})"), Some(volume.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a volume that is written has beside what is written of it.
+    pub fn of_guest(&mut self, name: &str, guest: &GuestVolume, plan: &Plan, volume: usize) {
+        let tree = &guest.tree;
+        let rows = || plan.rows.iter().filter(|r| r.volume == volume);
+        if guest.part != Part::All {
+            let kept: BTreeSet<EntryId> = rows().filter_map(|r| r.entry).collect();
+            let files = files_of(tree, |e| !kept.contains(&e));
+            if files.0 > 0 {
+                let what = format!("{} that the address does not name", counted(files.0));
+                self.rest(name, what, Some(files.1));
+            }
+        }
+        let nameless = nameless(tree);
+        if nameless.0 > 0 {
+            let what = format!("{} that no directory leads to", counted(nameless.0));
+            self.rest(name, what, Some(nameless.1));
+        }
+        let sum = |reasons: &[Reason]| {
+            let skipped =
+                rows().filter(|r| r.verdict == Verdict::Skip && r.reason.is_some_and(|r| reasons.contains(&r)));
+            skipped
+                .fold((0u64, 0u64), |(n, bytes), row| (n.saturating_add(1), bytes.saturating_add(size_of(tree, row))))
+        };
+        let (n, bytes) = sum(&[Reason::Unreadable, Reason::FsEncrypted, Reason::ContainerEncrypted]);
+        if n > 0 {
+            self.unreadable(name, format!("{} that can't be read or decoded", counted(n)), Some(bytes));
+        }
+        let (n, bytes) = sum(&[Reason::TooLarge, Reason::OutOfRange]);
+        if n > 0 {
+            self.rest(name, format!("{} larger than the host can hold", counted(n)), Some(bytes));
+        }
+        let (n, _) = sum(&[Reason::Special]);
+        if n > 0 {
+            self.lose(
+                name,
+                format!("{n} links or special files that the host has no form for (in the manifest)"),
+                None,
+            );
+        }
+        if !tree.problems().is_empty() {
+            self.damage(name, tree);
+        }
+    }
+
+    /// Damage that the walk met: what it hides is not known.
+    fn damage(&mut self, name: &str, tree: &Tree) {
+        let own = |object: Option<ObjectId>| object.is_some_and(|o| tree.object(o).system);
+        let mut problems = tree.problems().iter().filter(|p| !own(p.object));
+        if let Some(first) = problems.next() {
+            let more = problems.count();
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            self.unreadable(name, format!("damaged: {}{more}", first.what), None);
+        }
+    }
+
+    /// Unallocated space of a volume: lost without a question, but named.
+    pub fn unallocated(&mut self, name: &str, guest: &Guest) {
+        let Some(facts) = guest.fs.as_ref().map(|fs| fs.facts()) else { return };
+        if let Some(free) = facts.free_units.filter(|n| *n > 0) {
+            self.lose(name, "unallocated space", Some(free.saturating_mul(facts.unit)));
+        }
+    }
+
+    /// Bytes of the disk that no volume has.
+    pub fn outside(&mut self, level: &Level) -> Result<()> {
+        let image = level.disk.image.id();
+        let mut used: Vec<(u64, u64)> = Vec::new();
+        for slot in &level.table.slots {
+            for e in slot.layer.map()?.extents() {
+                if let What::Stored(p) = e.what
+                    && p.layer == image
+                {
+                    used.push((p.offset.get(), p.offset.get().saturating_add(e.len)));
+                }
+            }
+        }
+        used.sort_unstable();
+        let mut at = 0u64;
+        let mut gaps = 0u64;
+        for (start, end) in used {
+            gaps = gaps.saturating_add(start.saturating_sub(at));
+            at = at.max(end);
+        }
+        gaps = gaps.saturating_add(level.disk.image.len().saturating_sub(at));
+        if gaps > 0 {
+            self.lose("", "outside of any volume (partition tables, boot code, gaps)", Some(gaps));
+        }
+        Ok(())
+    }
+}
+
+/// The name of a volume, for messages.
+pub fn name_of(level: &Level, slot: usize) -> &str {
+    level.table.slots.get(slot).map_or("", |s| s.name.as_str())
+}
+
+fn prefix(volume: &str) -> String {
+    if volume.is_empty() { String::new() } else { format!("{volume}: ") }
+}
+
+fn counted(n: u64) -> String {
+    if n == 1 { "1 file".into() } else { format!("{n} files") }
+}
+
+fn size_of(tree: &Tree, row: &Row) -> u64 {
+    row.stream.map_or(0, |s| tree.stream(s).size)
+}
+
+fn size_of_object(tree: &Tree, object: ObjectId) -> u64 {
+    tree.streams(object).fold(0, |sum, s| sum.saturating_add(tree.stream(s).size))
+}
+
+/// Files of the user, by their names, of the entries that `which` chooses; and their bytes.
+fn files_of(tree: &Tree, which: impl Fn(EntryId) -> bool) -> (u64, u64) {
+    let mut sum = (0u64, 0u64);
+    for (entry, _) in tree.order() {
+        let id = tree.entry(entry).object;
+        let object = tree.object(id);
+        if object.kind != Kind::Dir && !object.system && which(entry) {
+            sum = (sum.0.saturating_add(1), sum.1.saturating_add(size_of_object(tree, id)));
+        }
+    }
+    sum
+}
+
+/// Objects with contents that are reached by no name, and their bytes.
+fn nameless(tree: &Tree) -> (u64, u64) {
+    let mut named = vec![false; tree.objects().count()];
+    for object in tree.order().map(|(e, _)| tree.entry(e).object).chain([tree.root()]) {
+        if let Some(slot) = named.get_mut(object.index()) {
+            *slot = true;
+        }
+    }
+    let mut sum = (0u64, 0u64);
+    for (id, object) in tree.objects() {
+        let bytes = size_of_object(tree, id);
+        if bytes > 0 && !object.system && named.get(id.index()) == Some(&false) {
+            sum = (sum.0.saturating_add(1), sum.1.saturating_add(bytes));
+        }
+    }
+    sum
+}
+
+/// Whether a volume holds nothing but zeros. Holes of the image are not read.
+fn all_zero(level: &Level, guest: &Guest) -> Result<bool> {
+    let map = match level.volume_in_host(guest.slot)? {
+        Some(map) => map,
+        None => return zeros(&**guest.volume(), 0, guest.volume().len()),
+    };
+    for e in map.extents() {
+        if e.what != What::Zero && !zeros(&**guest.volume(), e.start.get(), e.len)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn zeros<S: Space>(layer: &dyn ReadAt<S>, start: u64, len: u64) -> Result<bool> {
+    let mut buf = vec![0; usize::try_from(len.min(CHUNK)).unwrap_or_default()];
+    let end = start.saturating_add(len);
+    let mut at = start;
+    while at < end {
+        let part = usize::try_from(end.saturating_sub(at).min(CHUNK)).unwrap_or_default();
+        let buf = buf.get_mut(..part).unwrap_or_default();
+        layer.read_at(Offset::new(at), buf)?;
+        if buf.iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        at = at.saturating_add(part as u64);
+        if part == 0 {
+            break;
+        }
+    }
+    Ok(true)
+}
