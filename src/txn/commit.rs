@@ -1,8 +1,17 @@
 //! A commit, step by step: see "Commit" in `docs/safety.md`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::error::{Error, Result};
+use crate::extent::{Offset, ReadAt};
 use crate::source::medium::JournalFile;
-use crate::txn::{About, Checked, HostVolume, Sources};
+use crate::txn::apply::{Hand, Survey, refuse_listed};
+use crate::txn::body::{Body, Contents, Interim, Sector};
+use crate::txn::fill::fill;
+use crate::txn::io::{pieces, scattered, sums};
+use crate::txn::journal::{Also, Header, Switch};
+use crate::txn::{About, Checked, Fresh, HostVolume, Journal, Overlay, SECTOR, Sources, Staging, State};
 
 /// What a commit, recovery or undo is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,18 +48,36 @@ pub struct Committed {
     pub copied_bytes: u64,
     /// Bytes written to blocks in use: both contents of a sector that had an interim one, and the quarantine.
     pub switched_bytes: u64,
-    /// Bytes of slack that were not zero and now are.
+    /// Bytes of sectors whose slack was not zero and now is.
     pub slack_bytes: u64,
     /// Bytes written to the journal.
     pub journal_bytes: u64,
 }
 
+/// Ranges that are nearer than this are made writable in one go.
+const NEAR: u64 = 64 << 10;
+
+/// Counts bytes of a step, from any thread.
+pub(super) fn counting<'a>(
+    step: Step,
+    total: u64,
+    progress: &'a (dyn Fn(Progress) + Sync),
+) -> impl Fn(u64) + Sync + 'a {
+    let done = AtomicU64::new(0);
+    move |bytes| {
+        let done = done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        progress(Progress { step, done, total });
+    }
+}
+
 /// Carries `checked` out on `host`, step by step, each durable before the next. `journal` is new and empty
 /// ([`crate::source::medium::create_journal`]). `manifest` is sealed into the journal.
+/// [`About::volume_len`] is the host's own, whatever is given.
 ///
 /// # Errors
-/// Before anything in use was touched, the error of what failed to be read, or [`Error::Refused`] where somebody else wrote to the
-/// host meanwhile: the journal says that it was taken back. For any write or sync that fails, [`Error::Interrupted`].
+/// Before anything in use was touched, the error of what failed to be read, or [`Error::Refused`] where somebody else
+/// wrote to the host meanwhile or it has no space: the journal says that it was taken back. For any write or sync that
+/// fails, [`Error::Interrupted`]; but where the journal itself can't be begun, [`Error::Io`], and the host was not touched.
 pub fn commit(
     checked: Checked,
     host: &HostVolume,
@@ -60,6 +87,212 @@ pub fn commit(
     sources: &dyn Sources,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Committed> {
-    let _ = (checked, host, journal, about, manifest, sources, progress);
-    Err(Error::Unsupported("commit".into()))
+    let staging = checked.shared();
+    let header = header(&staging, host, about)?;
+    let path = journal.path.clone();
+    // a
+    let mut journal = Journal::create(journal, header)
+        .map_err(|e| Error::io(format!("making the journal {} (the host was not touched)", path.display()), e))?;
+    // b, c
+    if let Err(error) = prepare(&staging, host, &mut journal, manifest, sources, progress) {
+        if !matches!(error, Error::Interrupted { .. }) {
+            mark(&mut journal, State::TakenBack)?;
+        }
+        return Err(error);
+    }
+    let sealed = journal.sealed()?;
+    let slack_group = u32::try_from(staging.groups.len()).unwrap_or(u32::MAX);
+    let slack_bytes = (sealed.body.group(slack_group).len() as u64).saturating_mul(SECTOR);
+    let mut hand = Hand::new(host, sealed, progress);
+    // d, e, f
+    hand.close()?;
+    hand.forward()?;
+    hand.lift(&sealed.switch.open)?;
+    let written = hand.written;
+    // g
+    mark(&mut journal, State::Done)?;
+    let copied = staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| *len).fold(0, u64::saturating_add);
+    Ok(Committed {
+        fresh_bytes: staging.fresh.iter().map(|f| f.bytes.len() as u64).fold(0, u64::saturating_add),
+        copied_bytes: copied,
+        switched_bytes: written.saturating_sub(slack_bytes),
+        slack_bytes,
+        journal_bytes: journal.written(),
+    })
+}
+
+/// Records a state. A failure ends in [`Error::Interrupted`].
+pub(super) fn mark(journal: &mut Journal, state: State) -> Result<()> {
+    let result = journal.mark(state);
+    result.map_err(|e| Error::Interrupted {
+        doing: format!("recording in the journal that it is {}", state.word()),
+        journal: journal.path().into(),
+        cause: e.to_string(),
+    })
+}
+
+fn header(staging: &Staging, host: &HostVolume, about: About) -> Result<Header> {
+    let q = &staging.quarantine;
+    let read = |at: Offset<_>, like: &[u8]| host.read_vec(at, like.len());
+    let mut also = Vec::new();
+    for Fresh { at, bytes } in &q.also {
+        also.push(Also { at: at.get(), old: read(*at, bytes)?, closed: bytes.clone() });
+    }
+    let old = read(q.at, &q.closed)?;
+    if old == q.closed {
+        return Err(Error::Refused("the host is in the quarantine of another run: recover that one first".into()));
+    }
+    let switch = Switch { at: q.at.get(), old, closed: q.closed.clone(), open: q.open.clone(), also };
+    let about = About { volume_len: host.len(), ..about };
+    Ok(Header { about, switch, free: staging.filled.iter().map(|(at, len)| (at.get(), *len)).collect() })
+}
+
+/// Steps b and c. Afterwards the journal is sealed, and the host is what the journal says that it was.
+fn prepare(
+    staging: &Arc<Staging>,
+    host: &HostVolume,
+    journal: &mut Journal,
+    manifest: &[u8],
+    sources: &dyn Sources,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<()> {
+    let path = journal.path().to_path_buf();
+    let failed =
+        |doing: String, e: std::io::Error| Error::Interrupted { doing, journal: path.clone(), cause: e.to_string() };
+    reserve(staging, host)?;
+
+    let total = staging.fresh.iter().map(|f| f.bytes.len() as u64);
+    let total =
+        total.chain(staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| *len)).fold(0, u64::saturating_add);
+    let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress))?;
+    if !filled.is_empty() {
+        host.sync().map_err(|e| failed("making the filled units of the host durable".into(), e))?;
+    }
+
+    let mut body = body(staging, host, progress)?;
+    body.filled = filled;
+    let after = Overlay::new(Arc::new(host.clone()), Arc::clone(staging))?;
+    let witnesses: Vec<(u64, u64)> = staging.witnesses.iter().map(|(at, len)| (at.get(), *len)).collect();
+    body.witnesses = sums(&after, &pieces(&witnesses), &|_| ())?;
+
+    progress(Progress { step: Step::Sealing, done: 0, total: 1 });
+    journal.seal(body, manifest).map_err(|e| failed("writing the journal".into(), e))?;
+    progress(Progress { step: Step::Sealing, done: 1, total: 1 });
+
+    let sealed = journal.sealed()?;
+    let survey = Survey::of(host, sealed, progress);
+    let differs = "the host was written to by somebody else during the commit, or can't be read";
+    refuse_listed(differs, &survey.unreadable)?;
+    survey.refuse_wrong(differs)?;
+    let switch_is_old = sealed.switch.find(host).is_some_and(|found| found.old);
+    if !survey.all_old() || !switch_is_old || survey.blanked > 0 {
+        return Err(Error::Refused(format!("{differs}; nothing in use was written")));
+    }
+    Ok(())
+}
+
+/// Makes everything that will be written writable.
+fn reserve(staging: &Staging, host: &HostVolume) -> Result<()> {
+    let whole = |f: &Fresh| (f.at.get(), f.bytes.len() as u64);
+    let q = &staging.quarantine;
+    let mut ranges: Vec<(u64, u64)> = staging.filled.iter().map(|(at, len)| (at.get(), *len)).collect();
+    ranges.extend(staging.groups.iter().flat_map(|g| &g.writes).map(whole));
+    ranges.extend(q.also.iter().map(whole));
+    ranges.push((q.at.get(), q.closed.len() as u64));
+    ranges.extend(staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))));
+    ranges.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (at, len) in ranges {
+        let end = at.saturating_add(len);
+        match joined.last_mut() {
+            Some(last) if at <= last.1.saturating_add(NEAR) => last.1 = last.1.max(end),
+            _ => joined.push((at, end)),
+        }
+    }
+    for (at, end) in joined {
+        let len = end.saturating_sub(at);
+        host.reserve(at, len).map_err(|e| match e.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::Refused(format!(
+                "the file system that the host file lies on has no space to make its bytes {at} to {end} writable ({e})"
+            )),
+            _ => Error::io(format!("making bytes {at} to {end} of the host volume writable"), e),
+        })?;
+    }
+    Ok(())
+}
+
+/// What a sector gets.
+enum New<'a> {
+    Is(&'a [u8]),
+    /// What it has, but zeros in this range of the volume.
+    Zeroed(std::ops::Range<u64>),
+}
+
+/// The sector at `at`, with zeros where it lies in `zeros`.
+fn zeroed(mut sector: Contents, at: u64, zeros: &std::ops::Range<u64>) -> Contents {
+    let inside = sector.iter_mut().zip(at..).filter(|(_, at)| zeros.contains(at));
+    inside.for_each(|(byte, _)| *byte = 0);
+    sector
+}
+
+/// Reads the old contents: of groups, and of slack that is not zero.
+fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<Body> {
+    let too_many = || Error::Unsupported("more than 2^32 sectors to be changed".into());
+    let mut body = Body::default();
+    body.groups.extend(staging.groups.iter().map(|g| g.name.to_owned()));
+    body.groups.push("slack".into());
+    let mut wanted: Vec<(u64, u32, New<'_>)> = Vec::new();
+    let mut slack_group = 0u32;
+    for (g, group) in (0u32..).zip(&staging.groups) {
+        let writes = group.writes.iter().flat_map(by_sector);
+        wanted.extend(writes.map(|(number, bytes)| (number, g, New::Is(bytes))));
+        slack_group = g.saturating_add(1);
+    }
+    for (at, len) in &staging.slack {
+        let zeros = at.get()..at.get().saturating_add((*len).into());
+        let sectors = zeros.start.checked_div(SECTOR).unwrap_or_default()..zeros.end.div_ceil(SECTOR);
+        wanted.extend(sectors.map(|number| (number, slack_group, New::Zeroed(zeros.clone()))));
+    }
+    wanted.sort_unstable_by_key(|(number, _, _)| *number);
+    let step = counting(Step::ReadingOld, (wanted.len() as u64).saturating_mul(SECTOR), progress);
+
+    let mut between: Vec<(u64, u32, &[u8])> = Vec::new();
+    for (before, write) in &staging.interim {
+        let before = u32::try_from(*before).map_err(|_| too_many())?;
+        between.extend(by_sector(write).map(|(number, bytes)| (number, before, bytes)));
+    }
+    between.sort_unstable_by_key(|(number, _, _)| *number);
+    let contents = |bytes: &[u8]| Contents::try_from(bytes).map_err(|_| too_many());
+    for (number, before, bytes) in &between {
+        let contents = body.pool.keep(&contents(bytes)?).ok_or_else(too_many)?;
+        body.interim.push(Interim { before: *before, number: *number, contents });
+    }
+
+    let places: Vec<(u64, u64)> = wanted.iter().map(|(n, _, _)| (n.saturating_mul(SECTOR), SECTOR)).collect();
+    let olds = scattered(host, &places, |_, have| {
+        step(SECTOR);
+        have.and_then(contents)
+    });
+    for ((number, group, new), old) in wanted.into_iter().zip(olds) {
+        let old = old?;
+        let new = match new {
+            New::Is(bytes) => contents(bytes)?,
+            New::Zeroed(zeros) => zeroed(old, number.saturating_mul(SECTOR), &zeros),
+        };
+        // What does not change needs neither a write nor an entry, unless it changes for a while.
+        if old != new || body.interim_of(number).is_some() {
+            let ids = (body.pool.keep(&old), body.pool.keep(&new));
+            let (Some(old), Some(new)) = ids else { return Err(too_many()) };
+            body.sectors.push(Sector { group, number, old, new });
+        }
+    }
+    body.sectors.sort_by_key(|s| s.group);
+
+    Ok(body)
+}
+
+/// The sectors of a write: number and contents.
+fn by_sector(write: &Fresh) -> impl Iterator<Item = (u64, &[u8])> {
+    let first = write.at.get().checked_div(SECTOR).unwrap_or_default();
+    (first..).zip(write.bytes.chunks(usize::try_from(SECTOR).unwrap_or(usize::MAX)))
 }

@@ -9,9 +9,15 @@ use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Stream, Volume};
 use crate::fs::host::Origin;
 
+mod apply;
+mod body;
 mod checked;
+mod codec;
 mod commit;
+mod fill;
+mod frames;
 mod host;
+mod io;
 mod journal;
 mod overlay;
 mod recover;

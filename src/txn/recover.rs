@@ -1,7 +1,12 @@
 //! After a crash: forward or back, from the journal alone.
 
 use crate::error::{Error, Result};
-use crate::txn::{HostVolume, Journal, Progress};
+use crate::extent::{Offset, ReadAt};
+use crate::txn::apply::{Found, Hand, Survey};
+use crate::txn::commit::{counting, mark};
+use crate::txn::io::first_difference;
+use crate::txn::journal::Sealed;
+use crate::txn::{HostVolume, Journal, Progress, State, Step};
 
 /// Which way a recovery or an undo went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +29,175 @@ pub enum Recovered {
 /// [`Error::Refused`] with the list where a sector is neither old nor new nor the recorded intermediate: nothing was written.
 /// [`Error::Interrupted`] where a write or sync fails. [`Error::Corrupt`] where the journal contradicts the host.
 pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<Recovered> {
-    let _ = (journal, host, progress);
-    Err(Error::Unsupported("recover".into()))
+    check_len(journal, host)?;
+    let found = journal.switch().find(host).ok_or_else(|| foreign(journal))?;
+    let (end, outcome) = match journal.state() {
+        State::Filling => return take_back_unsealed(journal, host, progress),
+        State::Done | State::TakenBack | State::Undone if !stands(host, journal) => {
+            return Ok(if journal.state() == State::Done { Recovered::AlreadyDone } else { Recovered::AlreadyBack });
+        }
+        State::Sealed => settle(journal.sealed()?, host, found, progress)?,
+        // The journal was marked on another copy of this host, and this one was left in quarantine.
+        State::Done => forward_or_back(journal.sealed()?, host, progress)?,
+        State::TakenBack => back(journal.sealed()?, host, progress, (State::TakenBack, Recovered::Back))?,
+        State::Undone => back(journal.sealed()?, host, progress, (State::Undone, Recovered::Undone))?,
+        State::Undoing => finish_undo(journal.sealed()?, host, found, progress)?,
+    };
+    if journal.state() != end {
+        mark(journal, end)?;
+    }
+    Ok(outcome)
+}
+
+/// The state that the journal is in afterwards, and what is said of it.
+type End = (State, Recovered);
+
+/// Whether the quarantine is there to the letter: what can't be read is no reason to touch a host that is in order.
+fn stands(host: &HostVolume, journal: &Journal) -> bool {
+    let switch = journal.switch();
+    host.read_vec(Offset::new(switch.at), switch.closed.len()).is_ok_and(|have| have == switch.closed)
+}
+
+pub(super) fn check_len(journal: &Journal, host: &HostVolume) -> Result<()> {
+    if host.len() == journal.about().volume_len { Ok(()) } else { Err(foreign(journal)) }
+}
+
+pub(super) fn foreign(journal: &Journal) -> Error {
+    let about = journal.about();
+    Error::Refused(format!(
+        "this is not the host of the journal {} ({} volume {} of {} bytes), or its first sectors were changed since; nothing was written",
+        journal.path().display(),
+        about.kind,
+        about.serial,
+        about.volume_len
+    ))
+}
+
+const WRONG: &str =
+    "these places hold neither what they held before nor what the commit writes, so somebody else wrote to the host";
+
+/// Not sealed: nothing in use was touched, and nothing has to be written.
+fn take_back_unsealed(
+    journal: &mut Journal,
+    host: &HostVolume,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Recovered> {
+    let contradicts = |what: &str| Error::Corrupt {
+        structure: "journal's state records".into(),
+        at: journal.path().display().to_string(),
+        expected: format!("a record that it was sealed, as {what}; nothing was written"),
+    };
+    if stands(host, journal) {
+        return Err(contradicts("the host is in quarantine"));
+    }
+    if let Some(body) = journal.unsealed_body() {
+        let sealed = Sealed { body, switch: journal.switch(), path: journal.path() };
+        let survey = Survey::of(host, sealed, progress);
+        if survey.all_new() && !survey.all_old() {
+            return Err(contradicts("the host is in the new state"));
+        }
+    }
+    mark(journal, State::TakenBack)?;
+    Ok(Recovered::Back)
+}
+
+/// Sealed, not done.
+fn settle(sealed: Sealed<'_>, host: &HostVolume, found: Found, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+    if found.closed {
+        return forward_or_back(sealed, host, progress);
+    }
+    let survey = Survey::of(host, sealed, progress);
+    survey.refuse_wrong(WRONG)?;
+    let end = if survey.all_old() && found.old {
+        (State::TakenBack, Recovered::Back)
+    } else if survey.all_new() && found.open {
+        (State::Done, Recovered::Forward)
+    } else {
+        return Err(between(&survey));
+    };
+    if survey.blanked > 0 {
+        Hand::new(host, sealed, progress).put_also_back()?;
+    }
+    Ok(end)
+}
+
+fn between(survey: &Survey) -> Error {
+    Error::Refused(format!(
+        "the host is not in quarantine, yet {} places are not as before and {} are not as after the commit ({} can't be read): \
+         somebody else wrote to it; nothing was written",
+        survey.not_old,
+        survey.not_new,
+        survey.unreadable.len()
+    ))
+}
+
+/// The quarantine stands: forward where everything that was written to free units is there, else back.
+fn forward_or_back(sealed: Sealed<'_>, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+    let total = sealed.body.filled.iter().map(|s| s.len).fold(0, u64::saturating_add);
+    if first_difference(host, &sealed.body.filled, &counting(Step::Checking, total, progress)).is_some() {
+        return back(sealed, host, progress, (State::TakenBack, Recovered::Back));
+    }
+    Survey::of(host, sealed, progress).refuse_wrong(WRONG)?;
+    let mut hand = Hand::new(host, sealed, progress);
+    hand.close()?;
+    hand.forward()?;
+    hand.lift(&sealed.switch.open)?;
+    Ok((State::Done, Recovered::Forward))
+}
+
+/// To the state before, whatever the host is in.
+pub(super) fn back(
+    sealed: Sealed<'_>,
+    host: &HostVolume,
+    progress: &(dyn Fn(Progress) + Sync),
+    end: End,
+) -> Result<End> {
+    Survey::of(host, sealed, progress).refuse_wrong(WRONG)?;
+    let mut hand = Hand::new(host, sealed, progress);
+    hand.close()?;
+    hand.back()?;
+    hand.lift(&sealed.switch.old)?;
+    Ok(end)
+}
+
+/// An undo had begun.
+fn finish_undo(
+    sealed: Sealed<'_>,
+    host: &HostVolume,
+    found: Found,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<End> {
+    let end = (State::Undone, Recovered::Undone);
+    if found.closed {
+        return back(sealed, host, progress, end);
+    }
+    let survey = Survey::of(host, sealed, progress);
+    survey.refuse_wrong(WRONG)?;
+    if survey.all_old() && found.old {
+        if survey.blanked > 0 {
+            Hand::new(host, sealed, progress).put_also_back()?;
+        }
+        return Ok(end);
+    }
+    if !(survey.all_new() && found.open) {
+        return Err(between(&survey));
+    }
+    // Nothing was taken back yet, and nothing kept others out: they may have used the new state.
+    unchanged(sealed, host, progress)?;
+    back(sealed, host, progress, end)
+}
+
+/// That what was free and is filled, and the allocation tables as a whole, are as the commit left them.
+pub(super) fn unchanged(sealed: Sealed<'_>, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+    let (filled, witnesses) = (&sealed.body.filled, &sealed.body.witnesses);
+    let total = filled.iter().chain(witnesses).map(|s| s.len).fold(0, u64::saturating_add);
+    let step = counting(Step::Checking, total, progress);
+    for (list, what) in [(witnesses, "the allocation tables"), (filled, "what the commit wrote to free units")] {
+        if let Some(at) = first_difference(host, list, &step) {
+            return Err(Error::Refused(format!(
+                "the host was changed since the commit: {what} at {at} can't be read or differ; nothing was written"
+            )));
+        }
+    }
+    Ok(())
 }

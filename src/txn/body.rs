@@ -1,0 +1,193 @@
+//! What a sealed journal holds: everything that is needed to go either way, without a look at host or guest.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::txn::SECTOR;
+use crate::txn::codec::{Decoder, Encoder};
+
+/// One sector's contents.
+pub(super) type Contents = [u8; SECTOR as usize];
+
+/// Position of a sector's contents in the [`Pool`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ContentsId(u32);
+
+/// All contents that sectors have, had or will have, each once: the second FAT is the first one's.
+#[derive(Default)]
+pub(super) struct Pool {
+    bytes: Vec<u8>,
+    index: HashMap<[u8; 32], ContentsId>,
+}
+
+impl Pool {
+    /// Keeps contents; none where there are more than can be numbered.
+    pub(super) fn keep(&mut self, contents: &Contents) -> Option<ContentsId> {
+        let hash = *blake3::hash(contents).as_bytes();
+        if let Some(id) = self.index.get(&hash) {
+            return Some(*id);
+        }
+        let id = ContentsId(u32::try_from(self.index.len()).ok()?);
+        self.bytes.extend_from_slice(contents);
+        self.index.insert(hash, id);
+        Some(id)
+    }
+    fn range(id: ContentsId) -> Range<usize> {
+        let start = (id.0 as usize).saturating_mul(SECTOR as usize);
+        start..start.saturating_add(SECTOR as usize)
+    }
+    /// The contents of that number.
+    pub(super) fn get(&self, id: ContentsId) -> &[u8] {
+        self.bytes.get(Self::range(id)).unwrap_or(&[0; SECTOR as usize])
+    }
+}
+
+/// A sector in use that gets other contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sector {
+    /// The group that it is written with.
+    pub(super) group: u32,
+    /// Its number: byte offset in the volume by [`SECTOR`].
+    pub(super) number: u64,
+    pub(super) old: ContentsId,
+    pub(super) new: ContentsId,
+}
+
+/// Contents that a sector of [`Body::sectors`] has for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Interim {
+    /// It is written before this group.
+    pub(super) before: u32,
+    pub(super) number: u64,
+    pub(super) contents: ContentsId,
+}
+
+/// A range and the blake3 checksum of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sum {
+    pub(super) at: u64,
+    pub(super) len: u64,
+    pub(super) sum: [u8; 32],
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Body {
+    /// The groups' names, in the order in which they are written; slack is the last one.
+    pub(super) groups: Vec<String>,
+    /// By group, then by number. No sector is there twice.
+    pub(super) sectors: Vec<Sector>,
+    /// By number. No sector is there twice.
+    pub(super) interim: Vec<Interim>,
+    pub(super) pool: Pool,
+    /// What was written to units that were free, in the pieces in which it was written.
+    pub(super) filled: Vec<Sum>,
+    /// What tells, as a whole, that nobody wrote since: sums of the new state.
+    pub(super) witnesses: Vec<Sum>,
+}
+
+/// Bytes of an encoded sum, at least.
+const SUM_MIN: usize = 34;
+
+impl Body {
+    /// The interim contents of a sector.
+    pub(super) fn interim_of(&self, number: u64) -> Option<&Interim> {
+        let at = self.interim.partition_point(|i| i.number < number);
+        self.interim.get(at).filter(|i| i.number == number)
+    }
+    /// The sectors of a group, by number.
+    pub(super) fn group(&self, group: u32) -> &[Sector] {
+        let start = self.sectors.partition_point(|s| s.group < group);
+        let end = self.sectors.partition_point(|s| s.group <= group);
+        self.sectors.get(start..end).unwrap_or_default()
+    }
+
+    /// The sections: tag and bytes.
+    pub(super) fn encode(&self) -> [(super::frames::Tag, Vec<u8>); 3] {
+        let mut places = Encoder::default();
+        places.num(self.groups.len() as u64);
+        for (group, name) in (0u32..).zip(&self.groups) {
+            places.text(name.as_bytes());
+            let sectors = self.group(group);
+            places.num(sectors.len() as u64);
+            let mut next = 0;
+            for s in sectors {
+                places.num(s.number.saturating_sub(next));
+                next = s.number.saturating_add(1);
+                places.num(s.old.0.into());
+                places.num(s.new.0.into());
+            }
+        }
+        places.num(self.interim.len() as u64);
+        let mut next = 0;
+        for i in &self.interim {
+            places.num(i.number.saturating_sub(next));
+            next = i.number.saturating_add(1);
+            places.num(i.before.into());
+            places.num(i.contents.0.into());
+        }
+        let mut sums = Encoder::default();
+        for list in [&self.filled, &self.witnesses] {
+            sums.num(list.len() as u64);
+            for s in list {
+                sums.num(s.at);
+                sums.num(s.len);
+                sums.raw(&s.sum);
+            }
+        }
+        [(*b"POOL", self.pool.bytes.clone()), (*b"PLAC", places.into_bytes()), (*b"SUMS", sums.into_bytes())]
+    }
+
+    /// From the sections of a journal of a volume of `volume_len` bytes. None where one of them is not as
+    /// [`encode`](Self::encode) makes them: whatever this gives can be written and taken back without a further check.
+    pub(super) fn decode(sections: &HashMap<super::frames::Tag, Vec<u8>>, volume_len: u64) -> Option<Self> {
+        let section = |tag: &[u8; 4]| sections.get(tag).map(Vec::as_slice).unwrap_or_default();
+        let mut body = Self::default();
+        body.pool.bytes = section(b"POOL").to_vec();
+        let contents = u64::try_from(body.pool.bytes.len()).ok()?.checked_div(SECTOR)?;
+        let contents_id = |d: &mut Decoder<'_>| d.small().filter(|n| u64::from(*n) < contents).map(ContentsId);
+        let in_volume = |number: u64| number < volume_len.checked_div(SECTOR).unwrap_or_default();
+
+        let mut d = Decoder::new(section(b"PLAC"));
+        let groups = u32::try_from(d.num()?).ok()?;
+        for group in 0..groups {
+            body.groups.push(String::from_utf8_lossy(d.text()?).into_owned());
+            let count = d.index()?;
+            body.sectors.reserve(d.room_for(count, 3));
+            let mut next = 0u64;
+            for _ in 0..count {
+                let number = next.checked_add(d.num()?).filter(|n| in_volume(*n))?;
+                next = number.checked_add(1)?;
+                body.sectors.push(Sector { group, number, old: contents_id(&mut d)?, new: contents_id(&mut d)? });
+            }
+        }
+        let mut by_number: Vec<(u64, u32)> = body.sectors.iter().map(|s| (s.number, s.group)).collect();
+        by_number.sort_unstable();
+        if by_number.windows(2).any(|w| matches!(w, [(a, _), (b, _)] if a == b)) {
+            return None;
+        }
+        let mut next = 0u64;
+        for _ in 0..d.num()? {
+            let number = next.checked_add(d.num()?)?;
+            next = number.checked_add(1)?;
+            let before = d.small()?;
+            let at = by_number.partition_point(|(n, _)| *n < number);
+            by_number.get(at).filter(|(n, group)| *n == number && *group >= before)?;
+            body.interim.push(Interim { before, number, contents: contents_id(&mut d)? });
+        }
+        d.at_end()?;
+
+        let mut d = Decoder::new(section(b"SUMS"));
+        for list in [&mut body.filled, &mut body.witnesses] {
+            let count = d.index()?;
+            list.reserve(d.room_for(count, SUM_MIN));
+            for _ in 0..count {
+                let sum = Sum { at: d.num()?, len: d.num()?, sum: d.array()? };
+                sum.at.checked_add(sum.len).filter(|end| *end <= volume_len)?;
+                list.push(sum);
+            }
+        }
+        d.at_end()?;
+        Some(body)
+    }
+}

@@ -1,0 +1,169 @@
+//! Step b: copies and new structures into units that were free.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::extent::{Offset, ReadAt, Stream};
+use crate::txn::body::Sum;
+use crate::txn::io::{PIECE, in_order};
+use crate::txn::{HostVolume, Sources, Staging};
+
+/// A part of what is written, at most [`PIECE`] bytes.
+struct Part {
+    at: u64,
+    len: u64,
+    from: From,
+}
+
+enum From {
+    /// This one of the fresh structures, from this byte of it on.
+    Fresh(usize, u64),
+    /// This one of the copies, from this byte of its stream on; zeros behind its end.
+    Copy(usize, u64),
+}
+
+/// Of each copy, how many of its parts are still to be read, and its stream while more than one is.
+type Left = HashMap<usize, (u64, Option<Arc<dyn ReadAt<Stream>>>)>;
+
+/// Streams that more than one part needs, while they are open.
+struct Open<'a> {
+    staging: &'a Staging,
+    sources: &'a dyn Sources,
+    left: Mutex<Left>,
+}
+
+impl Open<'_> {
+    fn stream(&self, copy: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
+        let origin = self.staging.copies.get(copy).map(|c| c.origin);
+        let origin = origin.ok_or_else(|| Error::NotFound("a stream to be copied".into()))?;
+        if let Some((_, Some(stream))) = self.lock().get(&copy) {
+            return Ok(Arc::clone(stream));
+        }
+        let stream = self.sources.open(origin)?;
+        if let Some((left, slot)) = self.lock().get_mut(&copy)
+            && *left > 1
+        {
+            *slot = Some(Arc::clone(&stream));
+        }
+        Ok(stream)
+    }
+    fn finished(&self, copy: usize) {
+        let mut all = self.lock();
+        if let Some((left, _)) = all.get_mut(&copy) {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                all.remove(&copy);
+            }
+        }
+    }
+    fn lock(&self) -> std::sync::MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn size(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+/// All parts, by place.
+fn parts(staging: &Staging) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut cut = |at: u64, len: u64, from: &dyn Fn(u64) -> From| {
+        let mut done = 0;
+        while done < len {
+            let part = len.saturating_sub(done).min(PIECE);
+            parts.push(Part { at: at.saturating_add(done), len: part, from: from(done) });
+            done = done.saturating_add(part);
+        }
+    };
+    for (i, fresh) in staging.fresh.iter().enumerate() {
+        cut(fresh.at.get(), fresh.bytes.len() as u64, &|skip| From::Fresh(i, skip));
+    }
+    for (i, copy) in staging.copies.iter().enumerate() {
+        let mut stream_at = 0u64;
+        for (at, len) in &copy.to {
+            cut(at.get(), *len, &|skip| From::Copy(i, stream_at.saturating_add(skip)));
+            stream_at = stream_at.saturating_add(*len);
+        }
+    }
+    parts.sort_unstable_by_key(|p| p.at);
+    parts
+}
+
+/// Joins parts that follow each other to writes of at most [`PIECE`] bytes: many small copies become one large write.
+fn batches(parts: &[Part]) -> Vec<&[Part]> {
+    let mut out = Vec::new();
+    let mut rest = parts;
+    while let Some(first) = rest.first() {
+        let mut end = first.at;
+        let fits = |p: &&Part| {
+            let joins = p.at == end && p.at.saturating_add(p.len).saturating_sub(first.at) <= PIECE;
+            end = p.at.saturating_add(p.len);
+            joins
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (batch, more) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+        out.push(batch);
+        rest = more;
+    }
+    out
+}
+
+/// Fills the free units; durable after the host is synced. Gives the checksums of what was written. `failed` makes the error of
+/// a write that failed.
+pub(super) fn fill(
+    staging: &Staging,
+    host: &HostVolume,
+    sources: &dyn Sources,
+    failed: &(dyn Fn(String, std::io::Error) -> Error + Sync),
+    step: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Sum>> {
+    let parts = parts(staging);
+    let mut left = Left::new();
+    for part in &parts {
+        if let From::Copy(i, _) = part.from {
+            let entry = left.entry(i).or_default();
+            entry.0 = entry.0.saturating_add(1);
+        }
+    }
+    let open = Open { staging, sources, left: Mutex::new(left) };
+    in_order(&batches(&parts), |batch| {
+        let at = batch.first().map_or(0, |p| p.at);
+        let len: u64 = batch.iter().map(|p| p.len).fold(0, u64::saturating_add);
+        let mut buf = vec![0; size(len)];
+        for part in *batch {
+            let from = size(part.at.saturating_sub(at));
+            let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
+            read_part(staging, &open, part, room)?;
+        }
+        let place = Offset::new(at);
+        host.write_at(place, &buf).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
+        step(len);
+        Ok(Sum { at, len, sum: *blake3::hash(&buf).as_bytes() })
+    })
+}
+
+fn read_part(staging: &Staging, open: &Open<'_>, part: &Part, room: &mut [u8]) -> Result<()> {
+    match part.from {
+        From::Fresh(i, skip) => {
+            let bytes = staging.fresh.get(i).map(|f| f.bytes.as_slice()).unwrap_or_default();
+            let end = skip.saturating_add(part.len);
+            if let Some(bytes) = bytes.get(size(skip)..size(end)) {
+                room.copy_from_slice(bytes);
+            }
+        }
+        From::Copy(i, skip) => {
+            let total = staging.copies.get(i).map_or(0, |c| c.size);
+            let wanted = total.saturating_sub(skip).min(part.len);
+            if wanted > 0 {
+                let stream = open.stream(i)?;
+                if let Some(room) = room.get_mut(..size(wanted)) {
+                    stream.read_at(Offset::new(skip), room)?;
+                }
+            }
+            open.finished(i);
+        }
+    }
+    Ok(())
+}
