@@ -38,11 +38,12 @@ enum Bytes {
 impl Cat {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         let stack = s.open(&self.address)?;
-        match open(&stack)? {
-            Bytes::Stream(bytes) => copy(s, bytes.as_ref())?,
-            Bytes::Volume(bytes) => copy(s, bytes.as_ref())?,
-            Bytes::Image(bytes) => copy(s, bytes.as_ref())?,
-        }
+        let copied = open(&stack).map_err(End::from).and_then(|bytes| match bytes {
+            Bytes::Stream(bytes) => copy(s, bytes.as_ref()),
+            Bytes::Volume(bytes) => copy(s, bytes.as_ref()),
+            Bytes::Image(bytes) => copy(s, bytes.as_ref()),
+        });
+        copied.map_err(|end| end.within(&self.address))?;
         Ok(0)
     }
 }
@@ -62,7 +63,7 @@ fn open(stack: &Stack) -> Result<Bytes, Error> {
             match tree.data(*id) {
                 Some(data) => stream(level, *v, data),
                 None => Err(Error::Usage(format!(
-                    "{}: a {}, which has no bytes of its own: `unimage ls -l` shows what it is",
+                    "{}: it has no bytes of its own (kind: {}); `unimage ls -l` shows what is there",
                     crate::report::path::escape(path),
                     kind.word()
                 ))),

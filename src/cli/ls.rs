@@ -58,7 +58,7 @@ impl Ls {
             s.header("unimage/ls/1");
         }
         let mut count = Count::default();
-        self.list(s, &stack, &mut count)?;
+        self.list(s, &stack, &mut count).map_err(|end| end.within(&self.address))?;
         if self.json {
             Row::new(s.out.buffer(), "summary")
                 .number("entries", count.entries)
@@ -97,7 +97,7 @@ impl Ls {
                 let tree = walk(guest(*v)?)?;
                 let object = tree.stream(*stream).object;
                 let name = tree.stream_name(*stream).unwrap_or_default();
-                listing::single(&tree, object, last(path), |visit| {
+                listing::single(&tree, object, last(file_of(path, name)), |visit| {
                     count.streams = count.streams.saturating_add(1);
                     count.bytes = count.bytes.saturating_add(tree.stream(*stream).size);
                     let out = s.out.buffer();
@@ -207,6 +207,11 @@ impl Ls {
 pub(super) fn walk(guest: &Guest) -> Result<std::sync::Arc<Tree>, Error> {
     let _progress = Progress::new("reading metadata", None);
     guest.tree()
+}
+
+/// The path of a file, of the path of a stream of it.
+pub(super) fn file_of<'p>(path: &'p [u8], stream: &[u8]) -> &'p [u8] {
+    path.strip_suffix(stream).and_then(|path| path.strip_suffix(b":")).unwrap_or(path)
 }
 
 /// The last name of a raw path.

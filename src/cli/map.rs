@@ -32,7 +32,7 @@ impl Map {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         let address = s.address(&self.address)?;
         let stack = s.open(&self.address)?;
-        let all = levels::trace(&stack, &names(&address))?;
+        let all = levels::trace(&stack, &names(&address)).map_err(|e| e.within(&address.to_string()))?;
         if self.json { self.json(s, &stack, &all) } else { table(s, &all) }
     }
 
@@ -95,7 +95,7 @@ impl Map {
                 if let Some(guest) = level.guests.get(*v) {
                     let tree = guest.tree()?;
                     let name = tree.stream_name(*id).unwrap_or_default();
-                    listing::single(&tree, tree.stream(*id).object, ls::last(path), |visit| {
+                    listing::single(&tree, tree.stream(*id).object, ls::last(ls::file_of(path, name)), |visit| {
                         listing::json_stream(out, visit, *id, name);
                         Ok::<_, End>(())
                     })?;

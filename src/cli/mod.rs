@@ -94,6 +94,16 @@ enum End {
     Stopped,
 }
 
+impl End {
+    /// The same, saying that it is about what this address names.
+    fn within(self, address: &OsStr) -> Self {
+        match self {
+            Self::Error(error) => Self::Error(error.within(&path::escape(address.as_bytes()))),
+            Self::Stopped => Self::Stopped,
+        }
+    }
+}
+
 impl From<Error> for End {
     fn from(error: Error) -> Self {
         Self::Error(error)
