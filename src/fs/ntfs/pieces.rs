@@ -240,10 +240,11 @@ fn clip(out: &mut Vec<(u64, What<Volume>)>, valid: u64, size: u64) {
         keep = keep.saturating_add(1);
     }
     out.truncate(keep);
-    if left > 0 {
-        out.push((left, What::Encoded(Encoding::Unreadable)));
+    for (len, what) in [(left, What::Encoded(Encoding::Unreadable)), (size.saturating_sub(valid), What::Zero)] {
+        if len > 0 {
+            out.push((len, what));
+        }
     }
-    out.push((size.saturating_sub(valid), What::Zero));
 }
 
 /// Makes all that is not zeros something to be decoded.
