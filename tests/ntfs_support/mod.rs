@@ -140,9 +140,10 @@ impl Image {
             .spawn()
             .unwrap();
         let parent = std::os::unix::fs::MetadataExt::dev(&fs::metadata(self.dir.path()).unwrap());
+        let mount = Mount { child, at };
         for _ in 0..500 {
-            if std::os::unix::fs::MetadataExt::dev(&fs::metadata(&at).unwrap()) != parent {
-                return Mount { child, at };
+            if std::os::unix::fs::MetadataExt::dev(&fs::metadata(&mount.at).unwrap()) != parent {
+                return mount;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
