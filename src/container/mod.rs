@@ -31,12 +31,27 @@ impl std::fmt::Debug for Disk {
 /// # Errors
 /// A container that is recognised but damaged or not supported.
 pub fn probe(device: Arc<dyn ReadAt<Device>>) -> Result<Disk> {
-    // A dynamic VHD has a copy of its footer at the start, and is refused by its name here if the footer itself is lost.
-    if let Some(disk) = vhd::open(&device)? {
-        return Ok(disk);
+    let mut remarks = Vec::new();
+    // A bad sector where a signature could be is no reason to give up a disk, but it is said.
+    let mut unless_unreadable = |e: Error| match e {
+        Error::Io { .. } => {
+            remarks.push(format!("whether it is a container could not be made sure of: {e}"));
+            Ok(())
+        }
+        other => Err(other),
+    };
+    match vhd::open(&device) {
+        Ok(Some(disk)) => return Ok(disk),
+        Ok(None) => {}
+        Err(e) => unless_unreadable(e)?,
     }
-    if let Some(name) = known::probe(&device)? {
-        return Err(Error::Unsupported(format!("{name}: such containers can't be read so far")));
+    // A dynamic VHD begins with a copy of its footer, and is refused by its name here if the footer itself is lost.
+    match known::probe(&device) {
+        Ok(Some(name)) => return Err(Error::Unsupported(format!("{name}: such containers can't be read so far"))),
+        Ok(None) => {}
+        Err(e) => unless_unreadable(e)?,
     }
-    raw::open(device)
+    let mut disk = raw::open(device)?;
+    disk.remarks = remarks;
+    Ok(disk)
 }

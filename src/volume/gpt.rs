@@ -157,7 +157,7 @@ fn array(image: &Arc<dyn ReadAt<Image>>, sector: u64, header: &Header) -> Result
     let keep = keep.checked_div(size).unwrap_or_default().saturating_mul(size);
     let bytes = image.read_vec(at, usize::try_from(keep).unwrap_or_default())?;
     if have != all || all > MAX_ARRAY {
-        return Ok((bytes, false));
+        return Ok((cut(bytes, header, sector), false));
     }
     let mut crc = crc32fast::Hasher::new();
     crc.update(&bytes);
@@ -167,7 +167,21 @@ fn array(image: &Arc<dyn ReadAt<Image>>, sector: u64, header: &Header) -> Result
         crc.update(&image.read_vec(at.saturating_add(done), usize::try_from(step).unwrap_or_default())?);
         done = done.saturating_add(step);
     }
-    Ok((bytes, crc.finalize() == header.array_crc))
+    if crc.finalize() == header.array_crc {
+        return Ok((bytes, true));
+    }
+    Ok((cut(bytes, header, sector), false))
+}
+
+/// Of an array whose checksum is wrong, only what lies before the sectors of partitions or the header behind it: what
+/// comes then is something else. The first 128 entries always have a place.
+fn cut(mut bytes: Vec<u8>, header: &Header, sector: u64) -> Vec<u8> {
+    let size = u64::from(header.entry_size);
+    let behind = [header.first_usable, header.my_lba].into_iter().filter(|lba| *lba > header.array_lba).min();
+    let room = behind.map_or(0, |lba| lba.saturating_sub(header.array_lba).saturating_mul(sector));
+    let entries = room.checked_div(size).unwrap_or_default().max(128);
+    bytes.truncate(usize::try_from(entries.saturating_mul(size)).unwrap_or(usize::MAX));
+    bytes
 }
 
 /// The table of `image`, none where neither copy can be used for any sector size.

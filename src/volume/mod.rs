@@ -48,11 +48,10 @@ const HEAD: usize = 8192;
 /// Reads the table of `image`. Without one, the whole disk is one volume whose name is empty.
 ///
 /// # Errors
-/// Only where the disk can't be read.
+/// None so far: a sector that can't be read is a problem, and the volumes that the others tell are there.
 pub fn probe(image: Arc<dyn ReadAt<Image>>) -> Result<Table> {
-    let have = usize::try_from(image.len()).map_or(HEAD, |n| n.min(HEAD));
-    let head = image.read_vec(Offset::new(0), have)?;
     let mut problems = Vec::new();
+    let head = head(image.as_ref(), &mut problems);
     let first = mbr::Sector::decode(&head);
     let bare = bare(&head);
     let protective = first.as_ref().is_some_and(mbr::Sector::is_protective);
@@ -80,6 +79,23 @@ pub fn probe(image: Arc<dyn ReadAt<Image>>) -> Result<Table> {
     }
     let slot = Slot { name: String::new(), about: String::new(), layer: Arc::new(MapLayer::whole(image)?) };
     Ok(Table { kind: "none", sector: 512, slots: vec![slot], problems })
+}
+
+/// The first bytes of a disk. Zeros stand where they can't be read.
+fn head(image: &dyn ReadAt<Image>, problems: &mut Vec<String>) -> Vec<u8> {
+    let have = usize::try_from(image.len()).map_or(HEAD, |n| n.min(HEAD));
+    let mut head = vec![0; have];
+    if image.read_at(Offset::new(0), &mut head).is_err() {
+        let mut at = Offset::new(0);
+        for sector in head.chunks_mut(512) {
+            if let Err(e) = image.read_at(at, sector) {
+                problems.push(e.to_string());
+                sector.fill(0);
+            }
+            at = at.saturating_add(sector.len() as u64);
+        }
+    }
+    head
 }
 
 /// A partition as its table has it, before it is held against the disk.

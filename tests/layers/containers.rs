@@ -127,6 +127,17 @@ fn whatever_else_is_raw() {
 }
 
 #[test]
+fn a_bad_sector_where_a_signature_could_be_is_remarked() {
+    let bytes = pattern(10_000);
+    for bad in [0..512, 9_900..9_901] {
+        let disk = probe(support::failing(bytes.clone(), bad)).unwrap();
+        assert_eq!(disk.kind, "raw");
+        assert!(disk.remarks.iter().any(|r| r.contains("device offset")), "{:?}", disk.remarks);
+        assert_eq!(disk.image.read_vec(Offset::new(600), 1000).unwrap(), &bytes[600..1600]);
+    }
+}
+
+#[test]
 fn mutated_footers_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let (_, vhd) = fixed(dir.path());
