@@ -10,14 +10,16 @@ use crate::error::Result;
 use crate::extent::{ReadAt, Volume};
 use crate::fs::{FileSystem, ReadOptions};
 
+mod audit;
 pub mod dirent;
+mod grow;
 pub mod layout;
-#[expect(dead_code, reason = "the writer uses the rest")]
+mod link;
 mod names;
 mod probe;
-#[expect(dead_code, reason = "the writer uses the rest")]
 pub mod read;
-#[cfg_attr(not(test), expect(dead_code, reason = "the writer uses the rest"))]
+mod refuse;
+mod space;
 mod stamp;
 pub mod table;
 

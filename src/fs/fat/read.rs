@@ -10,6 +10,7 @@ use crate::fs::fat::dirent::{self, Found, Listing, MAX_SLOTS, SLOT, SLOT_BYTES, 
 use crate::fs::fat::layout::{Boot, FsInfo, STATE_DIRTY, STATE_ERRORS, Width, fields};
 use crate::fs::fat::table::{Chain, Claims, Run, Table};
 use crate::fs::fat::{names, probe, stamp};
+use crate::fs::host::Host;
 use crate::fs::utf16;
 use crate::fs::{Facts, FileSystem, Form, Kind, NewStream, Object, ObjectId, ReadOptions, StreamId, Times};
 use crate::fs::{Tree, TreeBuilder};
@@ -60,7 +61,6 @@ pub(super) struct Scan {
     pub oddities: Vec<String>,
     /// Slots of long names without an entry.
     pub orphans: usize,
-    pub label: Option<[u8; 11]>,
 }
 
 /// A file whose chain is yet to be followed.
@@ -80,7 +80,6 @@ struct Walk<'f> {
     files: Vec<File>,
     oddities: Vec<String>,
     orphans: usize,
-    label: Option<[u8; 11]>,
 }
 
 impl Fat {
@@ -120,7 +119,6 @@ impl Fat {
             files: Vec::new(),
             oddities: Vec::new(),
             orphans: 0,
-            label: None,
         };
         for fault in &self.table_faults {
             walk.tree.problem(None, &Error::Unsupported(fault.clone()));
@@ -159,7 +157,6 @@ impl Fat {
             claims: walk.claims,
             oddities: walk.oddities,
             orphans: walk.orphans,
-            label: walk.label,
         })
     }
     /// Clusters at which a directory's chain is given up: twice what its 65,536 slots need.
@@ -205,7 +202,7 @@ impl Fat {
         0
     }
     /// The number of the entry in the slot at this byte.
-    fn number(&self, at: u64) -> u64 {
+    pub(super) fn number(&self, at: u64) -> u64 {
         (at.saturating_sub(self.boot.root_at()) / SLOT_BYTES).saturating_add(3)
     }
     /// Whether the volume was closed cleanly, and whether the medium had no errors.
@@ -309,9 +306,6 @@ impl Walk<'_> {
                 self.tree.problem(Some(dir.object), fault);
             }
             self.orphans = self.orphans.saturating_add(listing.orphans);
-            if at == 0 {
-                self.label = listing.labels.first().copied();
-            }
             for found in &listing.found {
                 self.entry(at, &dir, found);
             }
@@ -450,6 +444,9 @@ impl FileSystem for Fat {
     }
     fn open(&self, tree: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>> {
         Ok(Arc::new(MapLayer::new(tree.map(stream), vec![Arc::clone(&self.volume)])?))
+    }
+    fn as_host(&self) -> Option<&dyn Host> {
+        Some(self)
     }
 }
 

@@ -128,6 +128,17 @@ impl Bits {
             _ => false,
         }
     }
+    /// Clears one; whether it was set.
+    pub fn clear(&mut self, n: u32) -> bool {
+        let bit = 1u64 << (n % 64);
+        match self.0.get_mut((n / 64) as usize) {
+            Some(word) if *word & bit != 0 => {
+                *word &= !bit;
+                true
+            }
+            _ => false,
+        }
+    }
     /// Whether it is set.
     pub fn has(&self, n: u32) -> bool {
         self.0.get((n / 64) as usize).is_some_and(|word| word >> (n % 64) & 1 == 1)

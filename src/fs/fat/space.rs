@@ -1,0 +1,70 @@
+//! Where new directories and copies go: clusters that were free before.
+
+use crate::fs::fat::table::{Run, Table, push_cluster};
+
+/// Free clusters that were chosen, handed out in the order of the disk.
+#[derive(Debug, Default)]
+pub struct Space {
+    /// What is left, the next ones last.
+    runs: Vec<Run>,
+}
+
+impl Space {
+    /// The largest free runs that together have `need` clusters, so that what is written is in few pieces. None where so
+    /// many are not free.
+    pub fn choose(table: &Table, need: u64) -> Option<Self> {
+        if need == 0 {
+            return Some(Self::default());
+        }
+        let mut free: Vec<Run> = Vec::new();
+        for n in table.numbers().filter(|n| table.get(*n) == 0) {
+            push_cluster(&mut free, n);
+        }
+        free.sort_by_key(|(first, count)| (std::cmp::Reverse(*count), *first));
+        let mut have = 0u64;
+        let enough = free.iter().position(|(_, count)| {
+            have = have.saturating_add(u64::from(*count));
+            have >= need
+        })?;
+        free.truncate(enough.saturating_add(1));
+        free.sort_by_key(|(first, _)| std::cmp::Reverse(*first));
+        Some(Self { runs: free })
+    }
+    /// The next `count` clusters; none where fewer are left.
+    pub fn take(&mut self, count: u32) -> Option<Vec<Run>> {
+        let mut out = Vec::new();
+        let mut need = count;
+        while need > 0 {
+            let (first, have) = self.runs.pop()?;
+            let part = have.min(need);
+            out.push((first, part));
+            need = need.saturating_sub(part);
+            if part < have {
+                self.runs.push((first.saturating_add(part), have.saturating_sub(part)));
+            }
+        }
+        Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::fat::layout::Width;
+
+    #[test]
+    fn the_largest_runs_in_the_order_of_the_disk() {
+        let mut table = Table::new(vec![0; 204], Width::Fat16, 100);
+        for n in [12, 20, 21, 50, 90] {
+            assert!(table.set(n, 0xFFFF));
+        }
+        // Free: 2-11 (10), 13-19 (7), 22-49 (28), 51-89 (39), 91-101 (11).
+        let mut space = Space::choose(&table, 60).unwrap();
+        assert_eq!(space.take(30).unwrap(), [(22, 28), (51, 2)]);
+        assert_eq!(space.take(30).unwrap(), [(53, 30)]);
+        assert!(Space::choose(&table, 95).is_some());
+        assert!(Space::choose(&table, 96).is_none());
+        assert_eq!(Space::choose(&table, 0).unwrap().take(0), Some(vec![]));
+        assert_eq!(Space::choose(&table, 1).unwrap().take(40), None);
+    }
+}
