@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Layer, ReadAt, Stream, Volume};
 
+pub mod ext;
 pub mod fat;
 pub mod host;
 pub mod ntfs;
@@ -83,6 +84,9 @@ pub fn probe(volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Result<Op
         return Ok(Some(fs));
     }
     if let Some(fs) = fat::open(Arc::clone(&volume), options)? {
+        return Ok(Some(fs));
+    }
+    if let Some(fs) = ext::open(Arc::clone(&volume), options)? {
         return Ok(Some(fs));
     }
     // Last: what was formatted anew may still end with the backup of the old boot sector.

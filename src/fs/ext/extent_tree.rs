@@ -1,0 +1,96 @@
+//! Extent trees: the block maps of ext4.
+//!
+//! Source: the kernel's "ext4 Data Structures and Algorithms", section "Extent Tree".
+
+use super::checksum::crc32c;
+use crate::bytes::Fields;
+use crate::error::Result;
+use crate::extent::{Offset, Volume};
+
+/// The magic number of a node.
+pub const MAGIC: u16 = 0xf30a;
+/// The deepest tree.
+pub const MAX_DEPTH: u16 = 5;
+/// The longest extent that is written, in blocks; longer lengths are those of unwritten ones.
+pub const MAX_LEN: u16 = 32_768;
+/// Bytes of a node's head, and of an entry.
+pub const ENTRY: usize = 12;
+
+/// A run of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// The first block of the file.
+    pub logical: u64,
+    /// Blocks.
+    pub len: u64,
+    /// The first block of the volume.
+    pub physical: u64,
+    /// Whether it was written; reads as zeros if not.
+    pub written: bool,
+}
+
+/// A pointer to a node one level down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// The first block of the file that it may map.
+    pub logical: u64,
+    /// Its block in the volume.
+    pub block: u64,
+}
+
+/// A node's entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// At the bottom.
+    Leaf(Vec<Run>),
+    /// Above: the depth of the children, and these.
+    Index(u16, Vec<Child>),
+}
+
+/// Decodes a node, which lies at `at`: the 60 bytes of an inode or a whole block. `depth` is what its parent's depth
+/// says that it must have; none for a root.
+///
+/// # Errors
+/// [`crate::error::Error::Corrupt`] where it is no node, is deeper than it may be, or has more entries than room.
+pub fn decode(at: Offset<Volume>, bytes: &[u8], depth: Option<u16>) -> Result<Node> {
+    let f = Fields::new("ext extent node", at, bytes);
+    if f.u16(0)? != MAGIC {
+        return Err(f.wrong(0, "the magic number 0xF30A"));
+    }
+    let (entries, max, own) = (f.u16(2)?, f.u16(4)?, f.u16(6)?);
+    let room = bytes.len().saturating_sub(ENTRY).checked_div(ENTRY).unwrap_or(0);
+    if usize::from(max) > room || entries > max {
+        return Err(f.wrong(2, format!("at most {room} entries")));
+    }
+    match depth {
+        None if own > MAX_DEPTH => return Err(f.wrong(6, format!("a depth of at most {MAX_DEPTH}"))),
+        Some(depth) if own != depth => return Err(f.wrong(6, format!("depth {depth}"))),
+        _ => {}
+    }
+    let places = (1..=usize::from(entries)).map(|n| n.saturating_mul(ENTRY));
+    if own == 0 {
+        let mut runs = Vec::with_capacity(entries.into());
+        for e in places {
+            let len = f.u16(e.saturating_add(4))?;
+            let written = len <= MAX_LEN;
+            let len = if written { len } else { len.saturating_sub(MAX_LEN) };
+            let physical = u64::from(f.u16(e.saturating_add(6))?) << 32 | u64::from(f.u32(e.saturating_add(8))?);
+            runs.push(Run { logical: f.u32(e)?.into(), len: len.into(), physical, written });
+        }
+        return Ok(Node::Leaf(runs));
+    }
+    let mut children = Vec::with_capacity(entries.into());
+    for e in places {
+        let block = u64::from(f.u32(e.saturating_add(4))?) | u64::from(f.u16(e.saturating_add(8))?) << 32;
+        children.push(Child { logical: f.u32(e)?.into(), block });
+    }
+    Ok(Node::Index(own.saturating_sub(1), children))
+}
+
+/// Whether the checksum behind the room for entries of a block is right for the inode's `seed`.
+pub fn intact(seed: u32, block: &[u8]) -> bool {
+    let max = block.get(4..6).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes);
+    let tail = usize::from(max).saturating_add(1).saturating_mul(ENTRY);
+    let have = block.get(tail..tail.saturating_add(4)).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    have == block.get(..tail).map(|b| crc32c(seed, b))
+}

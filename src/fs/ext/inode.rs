@@ -1,0 +1,208 @@
+//! Inodes.
+//!
+//! Source: the kernel's "ext4 Data Structures and Algorithms", section "Index Nodes".
+
+use super::checksum::crc32c;
+use super::superblock::{Superblock, incompat, ro_compat};
+use crate::bytes::{Fields, put};
+use crate::error::Result;
+use crate::extent::{Offset, Volume};
+use crate::fs::{Kind, Times, Timestamp};
+
+/// The root directory's inode.
+pub const ROOT: u32 = 2;
+
+/// Inode flags.
+pub mod flags {
+    /// Can't be changed.
+    pub const IMMUTABLE: u32 = 0x10;
+    /// Can only be appended to.
+    pub const APPEND: u32 = 0x20;
+    /// Compressed (by a patch that the kernel never had).
+    pub const COMPRESSED: u32 = 0x4;
+    /// Encrypted.
+    pub const ENCRYPT: u32 = 0x800;
+    /// The directory has a hash index.
+    pub const INDEX: u32 = 0x1000;
+    /// The block count is in file system blocks.
+    pub const HUGE_FILE: u32 = 0x4_0000;
+    /// The block map is an extent tree.
+    pub const EXTENTS: u32 = 0x8_0000;
+    /// Has verity data behind its end.
+    pub const VERITY: u32 = 0x10_0000;
+    /// Holds a value of an extended attribute.
+    pub const EA_INODE: u32 = 0x20_0000;
+    /// The contents lie in the inode.
+    pub const INLINE_DATA: u32 = 0x1000_0000;
+}
+
+/// One inode, decoded: all but what lies behind its fixed fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// Type and permissions.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes of contents.
+    pub size: u64,
+    /// Names that lead to it.
+    pub links: u16,
+    /// When it was deleted; the next orphan while it is one.
+    pub deleted: u32,
+    /// Room taken, in 512-byte units, or blocks with [`flags::HUGE_FILE`].
+    pub blocks: u64,
+    /// [`flags`].
+    pub flags: u32,
+    /// The block map, the extent tree's root, a short link's target, or the start of inline contents.
+    pub block: [u8; 60],
+    /// Generation.
+    pub generation: u32,
+    /// Block of extended attributes; 0 for none.
+    pub xattr_block: u64,
+    /// Bytes beyond the first 128 that have fixed fields.
+    pub extra: u16,
+    /// Times.
+    pub times: Times,
+    /// Whether its checksum is right, or none is kept.
+    pub intact: bool,
+}
+
+fn time(f: &Fields<'_, Volume>, at: usize, more: Option<usize>) -> Result<Timestamp> {
+    let secs = i64::from(f.u32(at)?.cast_signed());
+    Ok(match more {
+        None => Timestamp { secs, nanos: 0, digits: 0 },
+        Some(more) => {
+            let extra = f.u32(more)?;
+            let secs = secs.saturating_add(i64::from(extra & 3) << 32);
+            Timestamp { secs, nanos: (extra >> 2).min(999_999_999), digits: 9 }
+        }
+    })
+}
+
+impl Inode {
+    /// Decodes inode `number` from its bytes at `at`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Corrupt`] where the bytes are too few.
+    pub fn decode(s: &Superblock, number: u32, at: Offset<Volume>, bytes: &[u8]) -> Result<Self> {
+        let f = Fields::new("ext inode", at, bytes);
+        let room = bytes.len().saturating_sub(128);
+        let claimed = if bytes.len() > 128 { f.u16(0x80)? } else { 0 };
+        // A size that can't be is taken for none, so that no field is read out of what may be attributes.
+        let extra = if usize::from(claimed) <= room && claimed.is_multiple_of(4) { claimed } else { 0 };
+        let has = |at: usize| at.saturating_add(4) <= usize::from(extra).saturating_add(128);
+        let more = |at: usize| has(at).then_some(at);
+        let mode = f.u16(0)?;
+        let mut size = u64::from(f.u32(4)?);
+        let regular = mode & 0xf000 == 0x8000;
+        if regular || s.has(incompat::LARGEDIR) && mode & 0xf000 == 0x4000 {
+            size |= u64::from(f.u32(0x6c)?) << 32;
+        }
+        let mut blocks = u64::from(f.u32(0x1c)?);
+        if s.has_ro(ro_compat::HUGE_FILE) {
+            blocks |= u64::from(f.u16(0x74)?) << 32;
+        }
+        let intact = !s.metadata_csum() || Self::sum_in(bytes, extra) == Some(Self::checksum(s, number, bytes, extra));
+        Ok(Self {
+            mode,
+            uid: u32::from(f.u16(2)?) | u32::from(f.u16(0x78)?) << 16,
+            gid: u32::from(f.u16(0x18)?) | u32::from(f.u16(0x7a)?) << 16,
+            size,
+            links: f.u16(0x1a)?,
+            deleted: f.u32(0x14)?,
+            blocks,
+            flags: f.u32(0x20)?,
+            block: f.array(0x28)?,
+            generation: f.u32(0x64)?,
+            xattr_block: u64::from(f.u32(0x68)?) | if s.has(incompat::B64) { u64::from(f.u16(0x76)?) << 32 } else { 0 },
+            extra,
+            times: Times {
+                modified: Some(time(&f, 0x10, more(0x88))?),
+                accessed: Some(time(&f, 0x8, more(0x8c))?),
+                changed: Some(time(&f, 0xc, more(0x84))?),
+                created: if has(0x90) { Some(time(&f, 0x90, more(0x94))?) } else { None },
+            },
+            intact,
+        })
+    }
+    /// The seed of the checksums of an inode and of its blocks.
+    pub fn seed(s: &Superblock, number: u32, generation: u32) -> u32 {
+        crc32c(crc32c(s.seed, &number.to_le_bytes()), &generation.to_le_bytes())
+    }
+    /// The seed of this inode's blocks.
+    pub fn own_seed(&self, s: &Superblock, number: u32) -> u32 {
+        Self::seed(s, number, self.generation)
+    }
+    /// The checksum of an inode's bytes with the two fields of it as zeros; 16 bits of it where there is no room for more.
+    pub fn checksum(s: &Superblock, number: u32, bytes: &[u8], extra: u16) -> u32 {
+        let part = |from: usize, to: usize| bytes.get(from..to.min(bytes.len())).unwrap_or_default();
+        let generation = part(0x64, 0x68).try_into().map_or(0, u32::from_le_bytes);
+        let mut sum = crc32c(Self::seed(s, number, generation), part(0, 0x7c));
+        sum = crc32c(crc32c(sum, &[0, 0]), part(0x7e, 128));
+        if bytes.len() > 128 {
+            if extra >= 4 {
+                sum = crc32c(crc32c(crc32c(sum, part(0x80, 0x82)), &[0, 0]), part(0x84, bytes.len()));
+                return sum;
+            }
+            sum = crc32c(sum, part(0x80, bytes.len()));
+        }
+        sum & 0xffff
+    }
+    fn sum_in(bytes: &[u8], extra: u16) -> Option<u32> {
+        let half = |at: usize| -> Option<u32> {
+            Some(u16::from_le_bytes(bytes.get(at..at.saturating_add(2))?.try_into().ok()?).into())
+        };
+        Some(half(0x7c)? | if extra >= 4 && bytes.len() > 128 { half(0x82)? << 16 } else { 0 })
+    }
+    /// Writes the checksum into an inode's bytes. Returns whether there was room.
+    #[must_use]
+    pub fn seal(s: &Superblock, number: u32, bytes: &mut [u8], extra: u16) -> bool {
+        if !s.metadata_csum() {
+            return true;
+        }
+        let [a, b, c, d] = Self::checksum(s, number, bytes, extra).to_le_bytes();
+        let low = put(bytes, 0x7c, &[a, b]);
+        low && (extra < 4 || bytes.len() <= 128 || put(bytes, 0x82, &[c, d]))
+    }
+    /// What it is; none for a type that does not exist.
+    pub fn kind(&self) -> Option<Kind> {
+        let word = |at: usize| -> u32 {
+            let bytes = self.block.get(at..at.saturating_add(4)).and_then(|b| b.try_into().ok());
+            bytes.map_or(0, u32::from_le_bytes)
+        };
+        // Device numbers: the old form of 16 bits in the first word, else the new one in the second.
+        let (old, new) = (word(0), word(4));
+        let (major, minor) = if old != 0 {
+            (old >> 8 & 0xff, old & 0xff)
+        } else {
+            (new >> 8 & 0xfff, new & 0xff | new >> 12 & 0xf_ff00)
+        };
+        Some(match self.mode & 0xf000 {
+            0x1000 => Kind::Fifo,
+            0x2000 => Kind::CharDevice(major, minor),
+            0x4000 => Kind::Dir,
+            0x6000 => Kind::BlockDevice(major, minor),
+            0x8000 => Kind::File,
+            0xa000 => Kind::Symlink,
+            0xc000 => Kind::Socket,
+            _ => return None,
+        })
+    }
+    /// Whether a flag of [`flags`] is set.
+    pub fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+    /// Whether it is a link whose target is in [`block`](Self::block).
+    pub fn fast_link(&self, s: &Superblock) -> bool {
+        if self.mode & 0xf000 != 0xa000 || self.has(flags::INLINE_DATA) || self.size >= 60 {
+            return false;
+        }
+        if s.has(incompat::EA_INODE) {
+            return self.size > 0;
+        }
+        let own = if self.xattr_block == 0 { 0 } else { u64::from(s.block).saturating_mul(s.ratio.into()) >> 9 };
+        self.blocks.saturating_sub(own) == 0 || self.has(flags::HUGE_FILE)
+    }
+}

@@ -1,0 +1,275 @@
+//! The inode tables, swept in disk order.
+
+use rayon::prelude::*;
+
+use super::checksum::crc32c;
+use super::group::{Group, INODE_UNINIT};
+use super::inode::Inode;
+use super::read::Ext;
+use super::sweep::sweep;
+use crate::error::{Error, Result};
+use crate::extent::{Offset, Volume};
+
+/// Bytes of an inode table that are read at once.
+const CHUNK: u64 = 4 << 20;
+
+/// An inode in use, with the bytes behind its fixed fields where these hold attributes.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its number.
+    pub number: u32,
+    /// Where it lies.
+    pub at: Offset<Volume>,
+    /// Its fields.
+    pub inode: Inode,
+    /// The area of attributes and inline contents, and its byte in the inode.
+    pub area: Option<(u64, Box<[u8]>)>,
+}
+
+/// A problem with the inode that it belongs to; 0 for none.
+pub type Trouble = (u32, Error);
+
+/// What became of a scan.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The inodes, ascending.
+    pub nodes: Vec<Node>,
+    /// What was damaged.
+    pub problems: Vec<Trouble>,
+}
+
+impl Node {
+    /// Decodes the inode `number` in `bytes` at `at`; none where it is not in use.
+    fn decode(fs: &Ext, number: u32, at: Offset<Volume>, bytes: &[u8], problems: &mut Vec<Trouble>) -> Option<Self> {
+        let half = |at: usize| bytes.get(at..at.saturating_add(2)).is_some_and(|b| b != [0, 0]);
+        // Neither links nor a mode: never used, or deleted. Most of a table is that.
+        if !half(0x1a) && !half(0) {
+            return None;
+        }
+        let inode = Inode::decode(&fs.superblock, number, at, bytes).ok()?;
+        if !inode.intact {
+            problems.push((number, Error::corrupt(format!("ext inode {number}"), at, "a checksum that is right")));
+        }
+        let behind = usize::from(inode.extra).saturating_add(128);
+        let area = bytes.get(behind..).filter(|a| a.starts_with(&super::xattr::MAGIC.to_le_bytes()));
+        Some(Self { number, at, inode, area: area.map(|a| (behind as u64, a.into())) })
+    }
+}
+
+impl Ext {
+    /// The place of an inode in its table.
+    pub fn inode_at(&self, number: u32) -> Result<Offset<Volume>> {
+        let s = &self.superblock;
+        let index = number.checked_sub(1).filter(|_| number <= s.inodes);
+        let place = index.and_then(|i| {
+            let group = i.checked_div(s.inodes_per_group)?;
+            let rest = u64::from(i.checked_rem(s.inodes_per_group)?);
+            let table = self.groups.get(group as usize)?.as_ref()?.0.inode_table;
+            s.byte(table).checked_add(rest.checked_mul(s.inode_size.into())?)
+        });
+        place.ok_or_else(|| {
+            Error::corrupt(format!("ext inode {number}"), Offset::<Volume>::new(0), "a number that the groups have")
+        })
+    }
+    /// One inode.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where there is no such inode or it is not in use; and whatever reading meets.
+    pub fn node(&self, number: u32) -> Result<Node> {
+        let at = self.inode_at(number)?;
+        let bytes = self.volume.read_vec(at, self.superblock.inode_size.into())?;
+        let mut problems = Vec::new();
+        Node::decode(self, number, at, &bytes, &mut problems)
+            .ok_or_else(|| Error::corrupt(format!("ext inode {number}"), at, "an inode in use"))
+    }
+    /// The inodes of these numbers (ascending), wherever the bitmaps say that they are not in use.
+    pub fn scan_some(&self, numbers: &[u32]) -> Scan {
+        let mut scan = Scan::default();
+        let size = u64::from(self.superblock.block);
+        let mut places: Vec<(u64, u32, Offset<Volume>)> = Vec::new();
+        for n in numbers {
+            match self.inode_at(*n) {
+                Ok(at) => places.push((at.get().checked_div(size).unwrap_or(0), *n, at)),
+                Err(e) => scan.problems.push((*n, e)),
+            }
+        }
+        places.sort_unstable();
+        let mut blocks: Vec<u64> = places.iter().map(|p| p.0).collect();
+        blocks.dedup();
+        let found = sweep(&*self.volume, self.superblock.block, &blocks, |n, bytes| {
+            let (mut nodes, mut problems) = (Vec::new(), Vec::new());
+            let block = blocks.get(n).copied().unwrap_or_default();
+            let first = places.partition_point(|p| p.0 < block);
+            for (_, number, at) in places.iter().skip(first).take_while(|p| p.0 == block) {
+                let Ok(bytes) = &bytes else {
+                    problems.push((
+                        *number,
+                        Error::corrupt(format!("ext inode {number}"), *at, "a block that can be read"),
+                    ));
+                    continue;
+                };
+                let from = usize::try_from(at.get().checked_rem(size).unwrap_or(0)).unwrap_or(usize::MAX);
+                let part = bytes.get(from..from.saturating_add(self.superblock.inode_size.into()));
+                nodes.extend(Node::decode(self, *number, *at, part.unwrap_or_default(), &mut problems));
+            }
+            (nodes, problems)
+        });
+        for (nodes, problems) in found {
+            scan.nodes.extend(nodes);
+            scan.problems.extend(problems);
+        }
+        scan.nodes.sort_unstable_by_key(|n| n.number);
+        scan
+    }
+    /// All inodes in use.
+    pub fn scan(&self) -> Scan {
+        let mut scan = Scan::default();
+        let bitmaps = self.inode_bitmaps(&mut scan.problems);
+        let groups: Vec<(u32, &Group, Option<&Vec<u8>>)> = (0u32..)
+            .zip(&self.groups)
+            .zip(&bitmaps)
+            .filter_map(|((n, g), bits)| g.as_ref().map(|(g, _)| (n, g, bits.as_ref())))
+            .collect();
+        // Tables that overlap would be read again and again.
+        let mut order: Vec<usize> = (0..groups.len()).collect();
+        let table = |i: usize| groups.get(i).map_or(0, |g| g.1.inode_table);
+        order.sort_by_key(|i| table(*i));
+        let mut end = 0;
+        let mut good = vec![false; groups.len()];
+        for i in order {
+            if table(i) >= end {
+                end = table(i).saturating_add(Group::table_blocks(&self.superblock));
+                if let Some(slot) = good.get_mut(i) {
+                    *slot = true;
+                }
+            } else if let Some((n, ..)) = groups.get(i) {
+                let at = self.superblock.byte(table(i));
+                scan.problems.push((0, Error::corrupt(format!("ext group {n}"), at, "an inode table of its own")));
+            }
+        }
+        let groups: Vec<_> = groups.into_iter().zip(good).filter_map(|(g, good)| good.then_some(g)).collect();
+        for batch in groups.chunks(16) {
+            let done: Vec<Scan> = batch.par_iter().map(|(n, g, bits)| self.scan_group(*n, g, *bits)).collect();
+            for one in done {
+                scan.nodes.extend(one.nodes);
+                scan.problems.extend(one.problems);
+            }
+        }
+        scan
+    }
+    /// The inode bitmaps of the groups that have one whose checksum is right.
+    fn inode_bitmaps(&self, problems: &mut Vec<Trouble>) -> Vec<Option<Vec<u8>>> {
+        let s = &self.superblock;
+        let width = s.inodes_per_group.div_ceil(8) as usize;
+        let mut wanted: Vec<(u64, usize)> = Vec::new();
+        for (n, g) in self.groups.iter().enumerate() {
+            if let Some((g, true)) = g
+                && !(s.uninit_groups() && g.flags & INODE_UNINIT != 0)
+            {
+                wanted.push((g.inode_bitmap, n));
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup_by_key(|w| w.0);
+        let blocks: Vec<u64> = wanted.iter().map(|w| w.0).collect();
+        let read = sweep(&*self.volume, s.block, &blocks, |_, bytes| {
+            let bits = bytes?.get(..width).unwrap_or_default().to_vec();
+            let sum = crc32c(s.seed, &bits);
+            Ok::<_, Error>((bits, sum))
+        });
+        let mut out = vec![None; self.groups.len()];
+        for ((block, n), bits) in wanted.into_iter().zip(read) {
+            let have = self.groups.get(n).and_then(Option::as_ref).map_or(0, |g| g.0.inode_bitmap_sum);
+            let mask = if s.descriptor >= 64 { u32::MAX } else { 0xffff };
+            match bits {
+                Ok((_, sum)) if s.metadata_csum() && sum & mask != have & mask => {
+                    let what = format!("inode bitmap of ext group {n}");
+                    problems.push((0, Error::corrupt(what, s.byte(block), "a checksum that is right")));
+                }
+                Ok((bits, _)) => {
+                    if let Some(slot) = out.get_mut(n) {
+                        *slot = Some(bits);
+                    }
+                }
+                Err(e) => problems.push((0, e)),
+            }
+        }
+        out
+    }
+    /// The inodes of one group. Without a bitmap that can be relied on, the whole table is looked at.
+    fn scan_group(&self, group: u32, g: &Group, bits: Option<&Vec<u8>>) -> Scan {
+        let s = &self.superblock;
+        let mut scan = Scan::default();
+        let relied = self.groups.get(group as usize).and_then(Option::as_ref).is_some_and(|g| g.1);
+        let per = s.inodes_per_group;
+        let first = group.saturating_mul(per).saturating_add(1);
+        let mut count = per.min(s.inodes.saturating_sub(first.saturating_sub(1)));
+        if relied && s.uninit_groups() && bits.is_some() {
+            if g.flags & INODE_UNINIT != 0 {
+                return scan;
+            }
+            count = count.min(per.saturating_sub(g.unused_inodes));
+        } else if relied && s.uninit_groups() && g.flags & INODE_UNINIT != 0 {
+            return scan;
+        }
+        let used = |index: u32| {
+            bits.is_none_or(|b| b.get((index >> 3) as usize).is_some_and(|byte| byte >> (index & 7) & 1 == 1))
+        };
+        let size = u64::from(s.inode_size);
+        let step = u32::try_from(CHUNK.checked_div(size).unwrap_or(1)).unwrap_or(1).max(1);
+        let table = s.byte(g.inode_table);
+        let mut from = 0u32;
+        while from < count {
+            let to = from.saturating_add(step).min(count);
+            // Only from the first to the last one in use.
+            let Some(a) = (from..to).find(|i| used(*i)) else {
+                from = to;
+                continue;
+            };
+            let b = (a..to).rev().find(|i| used(*i)).unwrap_or(a).saturating_add(1);
+            from = to;
+            let at = table.saturating_add(u64::from(a).saturating_mul(size));
+            let len = u64::from(b.saturating_sub(a)).saturating_mul(size);
+            let read = usize::try_from(len).map_err(|_| Error::past_end(at, len, self.volume.len()));
+            let bytes = match read.and_then(|len| self.volume.read_vec(at, len)) {
+                Ok(bytes) => bytes,
+                Err(e) => {
+                    self.scan_slowly(first, a..b, table, &used, &mut scan);
+                    scan.problems.push((0, e));
+                    continue;
+                }
+            };
+            for (index, one) in (a..b).zip(bytes.chunks_exact(usize::from(s.inode_size))) {
+                if used(index) {
+                    let at = table.saturating_add(u64::from(index).saturating_mul(size));
+                    scan.nodes.extend(Node::decode(self, first.saturating_add(index), at, one, &mut scan.problems));
+                }
+            }
+        }
+        scan
+    }
+    /// A stretch of a table that can't be read at once: inode by inode.
+    fn scan_slowly(
+        &self,
+        first: u32,
+        range: std::ops::Range<u32>,
+        table: Offset<Volume>,
+        used: &impl Fn(u32) -> bool,
+        scan: &mut Scan,
+    ) {
+        let size = u64::from(self.superblock.inode_size);
+        for index in range.filter(|i| used(*i)) {
+            let at = table.saturating_add(u64::from(index).saturating_mul(size));
+            if at.get() >= self.volume.len() {
+                break;
+            }
+            match self.volume.read_vec(at, usize::from(self.superblock.inode_size)) {
+                Ok(bytes) => {
+                    let number = first.saturating_add(index);
+                    scan.nodes.extend(Node::decode(self, number, at, &bytes, &mut scan.problems));
+                }
+                Err(e) => scan.problems.push((first.saturating_add(index), e)),
+            }
+        }
+    }
+}
