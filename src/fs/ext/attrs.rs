@@ -33,8 +33,7 @@ impl Ext {
         let mut out =
             Attributes { of: vec![Vec::new(); nodes.len()], targets: self.targets(nodes, maps, &mut budget, problems) };
         let shared = self.attribute_blocks(nodes, problems);
-        for ((node, own), (n, _)) in nodes.iter().zip(&mut out.of).zip((0usize..).zip(nodes)) {
-            let _ = n;
+        for (node, own) in nodes.iter().zip(&mut out.of) {
             let mut wrong = Vec::new();
             let mut all = self.inode_attributes(node, &mut wrong);
             problems.extend(wrong.into_iter().map(|e| (node.number, e)));

@@ -1,0 +1,159 @@
+//! ext2, ext3 and ext4 as the kernel's own driver sees them: images made by mke2fs with many sets of features, filled
+//! through a mount, and walked side by side.
+
+mod ext_support;
+
+use std::path::Path;
+
+use ext_support::{Filling, Mount, fill, kernel_rows, make, open, own_rows, same, scratch};
+use unimage::extent::What;
+
+/// Makes, fills, mounts read-only and compares all that there is.
+fn side_by_side(mib: u64, args: &str, filling: Filling) {
+    let dir = scratch();
+    let image = dir.path().join("guest.img");
+    make(&image, mib, args);
+    {
+        let mount = Mount::new(&image, "rw");
+        fill(mount.path(), filling);
+    }
+    compare(&image);
+}
+
+fn compare(image: &Path) {
+    let fs = open(image);
+    let tree = fs.walk().unwrap();
+    assert_eq!(tree.problems(), [], "a sound volume has no problems");
+    let own = own_rows(&*fs, &tree);
+    let mount = Mount::new(image, "ro");
+    same(&kernel_rows(mount.path()), &own);
+    extents(mount.path(), &tree, fs.facts().unit);
+}
+
+/// The extents of up to 60 files as `filefrag` lists them: logical, physical and length in blocks, unwritten ones left out.
+fn extents(root: &Path, tree: &unimage::fs::Tree, _unit: u64) {
+    let mut seen = 0;
+    let mut names: Vec<_> = tree.order().map(|(e, _)| e).collect();
+    names.sort_by_key(|e| {
+        let data = tree.data(tree.entry(*e).object);
+        std::cmp::Reverse(data.map_or(0, |d| tree.extents(d).len()))
+    });
+    for entry in names.into_iter().take(60) {
+        let Some(data) = tree.data(tree.entry(entry).object) else { continue };
+        let path = {
+            use std::os::unix::ffi::OsStrExt;
+            root.join(std::ffi::OsStr::from_bytes(&tree.path(entry)))
+        };
+        let said = ext_support::run("filefrag", &["-v".as_ref(), "-b1024".as_ref(), path.as_os_str()]);
+        let mut theirs: Vec<(u64, u64, u64)> = Vec::new();
+        for line in said.lines() {
+            let fields: Vec<&str> = line.split(':').collect();
+            if fields.len() < 5 || fields[0].trim().parse::<u64>().is_err() || line.contains("unwritten") {
+                continue;
+            }
+            if line.contains("inline") {
+                continue;
+            }
+            let first = |s: &str| s.split("..").next().unwrap().trim().parse::<u64>().unwrap();
+            let len: u64 = fields[3].trim().parse().unwrap();
+            let now = (first(fields[1]), first(fields[2]), len);
+            match theirs.last_mut() {
+                Some(last) if last.0 + last.2 == now.0 && last.1 + last.2 == now.1 => last.2 += len,
+                _ => theirs.push(now),
+            }
+        }
+        let ours: Vec<(u64, u64, u64)> = tree
+            .extents(data)
+            .iter()
+            .filter_map(|e| match e.what {
+                What::Stored(p) => Some((e.start.get() >> 10, p.offset.get() >> 10, e.len.div_ceil(1024))),
+                _ => None,
+            })
+            .collect();
+        // The kernel also lists the rest of the last block, and blocks behind the end.
+        let size = tree.stream(data).size.div_ceil(1024);
+        theirs.retain(|t| t.0 < size);
+        for t in &mut theirs {
+            t.2 = t.2.min(size - t.0);
+        }
+        assert_eq!(ours, theirs, "extents of {}", path.display());
+        seen += ours.len();
+    }
+    assert!(seen > 2000, "{seen} extents compared");
+}
+
+const ALL: Filling = Filling { big_values: false, preallocate: true, names: 1500 };
+const MAPS: Filling = Filling { big_values: false, preallocate: false, names: 1500 };
+
+#[test]
+fn ext2_with_small_blocks() {
+    side_by_side(64, "-t ext2 -b 1024 -I 128", MAPS);
+}
+
+#[test]
+fn ext3_with_2k_blocks() {
+    side_by_side(64, "-t ext3 -b 2048", MAPS);
+}
+
+#[test]
+fn ext4_as_mke2fs_makes_it() {
+    side_by_side(64, "-t ext4 -b 4096", Filling { names: 5000, ..ALL });
+}
+
+#[test]
+fn ext4_with_small_blocks() {
+    side_by_side(64, "-t ext4 -b 1024", ALL);
+}
+
+#[test]
+fn ext4_with_2k_blocks_and_small_inodes() {
+    side_by_side(64, "-t ext4 -b 2048 -I 128", ALL);
+}
+
+#[test]
+fn ext4_with_block_maps() {
+    side_by_side(64, "-t ext4 -b 1024 -O ^extents,^64bit", MAPS);
+}
+
+#[test]
+fn ext4_without_checksums() {
+    side_by_side(64, "-t ext4 -b 4096 -O ^metadata_csum,^uninit_bg,^64bit,^flex_bg", ALL);
+}
+
+#[test]
+fn ext4_with_descriptor_checksums() {
+    side_by_side(64, "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg,^64bit", ALL);
+}
+
+#[test]
+fn ext4_with_clusters() {
+    side_by_side(128, "-t ext4 -b 4096 -O bigalloc -C 16384", ALL);
+    side_by_side(128, "-t ext4 -b 1024 -O bigalloc -C 8192", ALL);
+}
+
+#[test]
+fn ext4_with_inline_data() {
+    side_by_side(64, "-t ext4 -b 4096 -O inline_data -I 256", ALL);
+    side_by_side(64, "-t ext4 -b 1024 -O inline_data -I 1024", ALL);
+}
+
+#[test]
+fn ext4_with_meta_groups() {
+    side_by_side(64, "-t ext4 -b 1024 -O meta_bg,^resize_inode -g 512", ALL);
+    side_by_side(64, "-t ext4 -b 4096 -O meta_bg,^resize_inode,^flex_bg -g 1024", ALL);
+}
+
+#[test]
+fn ext4_with_a_stored_seed_and_an_orphan_file() {
+    side_by_side(64, "-t ext4 -b 4096 -O metadata_csum_seed,orphan_file", ALL);
+}
+
+#[test]
+fn ext4_with_large_values_of_attributes() {
+    side_by_side(64, "-t ext4 -b 1024 -O ea_inode", Filling { big_values: true, ..ALL });
+}
+
+#[test]
+fn ext4_with_what_else_there_is() {
+    side_by_side(64, "-t ext4 -b 4096 -O sparse_super2,large_dir,^has_journal", ALL);
+}
