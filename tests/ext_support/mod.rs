@@ -176,14 +176,14 @@ fn name(path: &Path) -> CString {
 }
 
 fn attribute(path: &Path, key: &str, value: &[u8]) {
-    rustix::fs::lsetxattr(&name(path), key, value, XattrFlags::empty())
+    rustix::fs::lsetxattr(name(path), key, value, XattrFlags::empty())
         .unwrap_or_else(|e| panic!("{} {key} of {} bytes: {e}", path.display(), value.len()));
 }
 
 fn times(path: &Path, access: (i64, i64), modified: (i64, i64)) {
     let spec = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     let both = Timestamps { last_access: spec(access), last_modification: spec(modified) };
-    rustix::fs::utimensat(CWD, &name(path), &both, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    rustix::fs::utimensat(CWD, name(path), &both, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// What a filling has beyond the plain: it depends on the features.
@@ -274,7 +274,7 @@ pub fn fill(root: &Path, how: Filling) {
     }
     std::os::unix::fs::symlink("../größe 🦀/ünïcödé 🦀🎉.txt", root.join("links/there")).unwrap();
     let node = |path: &str, kind, dev| {
-        rustix::fs::mknodat(CWD, &name(&root.join(path)), kind, Mode::from_raw_mode(0o640), dev).unwrap();
+        rustix::fs::mknodat(CWD, name(&root.join(path)), kind, Mode::from_raw_mode(0o640), dev).unwrap();
     };
     node("special/null", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
     node("special/char", FileType::CharacterDevice, rustix::fs::makedev(4000, 1_000_000));
@@ -372,7 +372,7 @@ pub fn kernel_rows(root: &Path) -> Rows {
 }
 
 fn kernel_row(path: &Path, meta: &fs::Metadata) -> Row {
-    let stat = rustix::fs::statx(CWD, &name(path), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::ALL).unwrap();
+    let stat = rustix::fs::statx(CWD, name(path), AtFlags::SYMLINK_NOFOLLOW, StatxFlags::ALL).unwrap();
     let made = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
     let device = format!("{}:{}", rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
     let kind = match meta.mode() & 0o170_000 {
