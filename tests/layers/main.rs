@@ -2,5 +2,6 @@
 
 mod containers;
 mod damage;
+mod nest;
 mod support;
 mod volumes;
