@@ -13,6 +13,7 @@ use crate::extent::{Device, ReadAt};
 
 mod file;
 mod map;
+mod storage;
 
 /// How a source is opened.
 #[derive(Clone, Copy, Debug, Default)]
