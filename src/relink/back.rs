@@ -8,7 +8,7 @@ use crate::extent::{ReadAt, Volume};
 use crate::relink::commit::refuse;
 use crate::relink::{Outcome, Progress, digest, step};
 use crate::report::path::escape;
-use crate::source::{guard, medium};
+use crate::source::{self, SourceOptions, guard, medium};
 use crate::stack::{Guest, OpenOptions};
 use crate::txn::{self, About, HostVolume, Journal, Recovered, State};
 
@@ -58,10 +58,12 @@ fn outcome(way: Recovered) -> Outcome {
 /// The host volume of a journal, for writing.
 fn open_host(about: &About, host: Option<&Path>) -> Result<HostVolume> {
     let path = host.unwrap_or(&about.host);
-    let (at, len) = (about.volume_at, about.volume_len);
     if !path.exists() {
         return Err(Error::NotFound(format!("no host at {}: --host FILE says where it is now", path.display())));
     }
+    let len = about.volume_len;
+    // What is as long as the volume is the volume, by the device of its partition or in an image of its own.
+    let at = if source::open(path, SourceOptions::default())?.len() == len { 0 } else { about.volume_at };
     refuse(guard::host(path, at, len)?)?;
     let opened = medium::open_host(path, at, len)?;
     HostVolume::new(opened.medium, opened.volume_at, len)

@@ -44,6 +44,9 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     let host_tree = host_guest.tree()?;
     let entry = entry_of(&host_tree, within.object, None)
         .ok_or_else(|| Error::NotFound("the image has no name on its host".into()))?;
+    if host_tree.stream_name(within.stream).is_some() {
+        return Err(Error::Unsupported("the image is a named stream of a file: only a file can be relinked".into()));
+    }
     let image = HostImage { entry, object: within.object, map: within.map.clone() };
     let image_path = host_tree.path(entry);
 
