@@ -195,3 +195,117 @@ pub fn summary(out: &mut Vec<u8>, prepared: &Prepared) {
         line("refused", &text::clean(refusal));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::extent::{LayerId, Map};
+    use crate::fs::host::{HostName, NewEntry, NewTree};
+    use crate::fs::{EntryId, Form, NewStream, Object, StreamId, Times, TreeBuilder};
+    use crate::plan::Verdict;
+
+    /// `d/` with `f` and its stream `s`.
+    fn tree() -> Tree {
+        let object = |kind| Object {
+            kind,
+            number: 1,
+            times: Times::default(),
+            attributes: 0,
+            mode: None,
+            owner: None,
+            system: false,
+        };
+        let mut b = TreeBuilder::new();
+        let root = b.object(object(Kind::Dir));
+        let dir = b.object(object(Kind::Dir));
+        let file = b.object(object(Kind::File));
+        b.entry(root, b"d", dir);
+        b.entry(dir, b"f", file);
+        for name in [None, Some(&b"s"[..])] {
+            b.stream(file, NewStream { name, size: 9, valid: 9, form: Form::Plain, locator: 0 }, []);
+        }
+        b.xattr(file, b"user.x".to_vec(), b"v".to_vec());
+        b.finish(root)
+    }
+
+    /// The entries `d` and `d/f`, and the stream.
+    fn parts(tree: &Tree) -> (EntryId, EntryId, StreamId) {
+        let d = tree.child(tree.root(), b"d").unwrap();
+        let f = tree.child(tree.entry(d).object, b"f").unwrap();
+        let s = tree.streams(tree.entry(f).object).find(|s| tree.stream_name(*s).is_some()).unwrap();
+        (d, f, s)
+    }
+
+    fn row(entry: Option<EntryId>, stream: Option<StreamId>) -> crate::plan::Row {
+        crate::plan::Row {
+            volume: 0,
+            entry,
+            stream,
+            verdict: Verdict::Copy,
+            reason: None,
+            written: None,
+            renamed: false,
+        }
+    }
+
+    fn guest(folder: Option<&str>, part: Part) -> GuestVolume {
+        let folder = folder.map(|f| HostName::from(f.as_bytes()));
+        GuestVolume { folder, part, tree: Arc::new(tree()), layer: LayerId::fresh(), map: Map::new() }
+    }
+
+    #[test]
+    fn paths_are_those_below_the_address() {
+        let tree = tree();
+        let (d, f, s) = parts(&tree);
+        let cases = [
+            (None, Part::All, "d", "d/f", "d/f:s"),
+            (Some("p1"), Part::All, "p1/d", "p1/d/f", "p1/d/f:s"),
+            (None, Part::Entry(d), "", "f", "f:s"),
+            (None, Part::Entry(f), "", "f", "f:s"),
+            (None, Part::Stream(f, s), "", "f", "f:s"),
+        ];
+        for (folder, part, dir, file, stream) in cases {
+            let guest = guest(folder, part);
+            let data = tree.data(tree.entry(f).object);
+            assert_eq!(path_of(&guest, &row(Some(d), None)), dir.as_bytes(), "{part:?}");
+            assert_eq!(path_of(&guest, &row(Some(f), data)), file.as_bytes(), "{part:?}");
+            assert_eq!(path_of(&guest, &row(Some(f), Some(s))), stream.as_bytes(), "{part:?}");
+        }
+        assert_eq!(path_of(&guest(Some("p1"), Part::All), &row(None, Some(s))), b"p1:s");
+    }
+
+    #[test]
+    fn a_row_says_what_becomes_of_a_stream_and_what_the_host_can_not_hold() {
+        let (_, f, s) = parts(&tree());
+        let entry = NewEntry {
+            parent: None,
+            name: b"f.stream.s".to_vec(),
+            kind: NewKind::File { size: 9, content: Content::Copied },
+            times: Times::default(),
+            attributes: 0,
+            posix: None,
+            origin: None,
+        };
+        let plan = Plan { tree: NewTree { into: Vec::new(), entries: vec![entry] }, ..Plan::default() };
+        let row = crate::plan::Row {
+            reason: Some(Reason::Resident),
+            written: Some(0),
+            renamed: true,
+            ..row(Some(f), Some(s))
+        };
+        let guests = [guest(None, Part::All)];
+        let mut out = Vec::new();
+        json(&mut out, &plan, &guests, &row);
+        let got: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let want = serde_json::json!({
+            "type": "entry", "path": "d/f:s", "kind": "stream", "size": 9, "number": 1, "xattrs": [["user.x", "dg=="]],
+            "stream": "s", "verdict": "copy", "reason": "resident", "written": "f.stream.s", "renamed": true,
+        });
+        assert_eq!(got, want);
+        let mut out = Vec::new();
+        human(&mut out, &plan, &guests, &row);
+        assert_eq!(String::from_utf8(out).unwrap(), "copy resident                          9  d/f:s => f.stream.s\n");
+    }
+}
