@@ -13,6 +13,8 @@ mod commit;
 mod digest;
 mod prepare;
 mod rest;
+#[cfg(test)]
+mod tests;
 
 pub use back::{recover, undo};
 pub use prepare::prepare;
