@@ -64,7 +64,7 @@ fn open_host(about: &About, host: Option<&Path>) -> Result<HostVolume> {
     let len = about.volume_len;
     // What is as long as the volume is the volume, by the device of its partition or in an image of its own.
     let at = if source::open(path, SourceOptions::default())?.len() == len { 0 } else { about.volume_at };
-    refuse(guard::host(path, at, len)?)?;
+    refuse(guard::host(path, at, len)?.iter().map(|reason| format!("{}: {reason}", path.display())).collect())?;
     let opened = medium::open_host(path, at, len)?;
     HostVolume::new(opened.medium, opened.volume_at, len)
 }

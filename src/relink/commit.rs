@@ -24,8 +24,10 @@ impl Prepared {
         let (ground, at, len) = (&self.job.ground, about.volume_at, about.volume_len);
         refuse(self.refusals.clone())?;
         let mut reasons = guard::host(ground, at, len)?;
-        for new in [Some(journal), manifest].into_iter().flatten() {
-            reasons.extend(guard::journal(new, ground, at, len)?);
+        reasons.iter_mut().for_each(|reason| *reason = format!("{}: {reason}", ground.display()));
+        reasons.extend(guard::journal(journal, ground, at, len)?);
+        if let Some(path) = manifest.filter(|path| path.symlink_metadata().is_ok()) {
+            reasons.push(format!("the manifest's path {} exists already", path.display()));
         }
         refuse(reasons)?;
         let opened = medium::open_host(ground, at, len)?;

@@ -106,7 +106,7 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     match volume_at {
         None => refusals.push("the host volume does not lie in one piece in its file or device".into()),
         Some(at) => match guard::host(&ground, at, volume.len()) {
-            Ok(reasons) => refusals.extend(reasons),
+            Ok(reasons) => refusals.extend(reasons.iter().map(|reason| format!("{}: {reason}", ground.display()))),
             Err(e) => refusals.push(format!("it can't be told whether the host is in use: {e}")),
         },
     }
@@ -203,4 +203,89 @@ fn unreadable(
         })
         .map(|(volume, stream, _)| (volume, stream))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+    use crate::extent::{Encoding, Extent, Layer, LayerId, Map, ReadAt, Stream, Volume};
+    use crate::fs::{Facts, Form, Kind, NewStream, Object, Times, TreeBuilder};
+    use crate::plan::Row;
+
+    /// Opens all but the first stream; of the second, the last byte can't be decoded.
+    struct Broken;
+    struct Bytes(LayerId, u64);
+
+    impl ReadAt<Stream> for Bytes {
+        fn id(&self) -> LayerId {
+            self.0
+        }
+        fn len(&self) -> u64 {
+            3 * CHUNK as u64
+        }
+        fn read_at(&self, at: Offset<Stream>, buf: &mut [u8]) -> Result<()> {
+            if at.get() + buf.len() as u64 > self.1 {
+                return Err(Error::corrupt("compression unit", at, "tokens to its end"));
+            }
+            Ok(())
+        }
+    }
+    impl Layer<Stream> for Bytes {
+        fn extents(&self, _: Range<Offset<Stream>>) -> Result<Vec<Extent<Stream>>> {
+            Ok(Vec::new())
+        }
+    }
+    impl FileSystem for Broken {
+        fn facts(&self) -> Facts {
+            Facts::default()
+        }
+        fn walk(&self) -> Result<Tree> {
+            Err(Error::Unsupported("a file system for tests".into()))
+        }
+        fn open(&self, _: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>> {
+            match stream.index() {
+                0 => Err(Error::Unsupported("encrypted".into())),
+                1 => Ok(Arc::new(Bytes(LayerId::fresh(), 3 * CHUNK as u64 - 1))),
+                _ => Ok(Arc::new(Bytes(LayerId::fresh(), u64::MAX))),
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_known_before_anything_is_written() {
+        let mut builder = TreeBuilder::new();
+        let object = |kind| {
+            let (times, system) = (Times::default(), false);
+            Object { kind, number: 0, times, attributes: 0, mode: None, owner: None, system }
+        };
+        let root = builder.object(object(Kind::Dir));
+        let size = 3 * CHUNK as u64;
+        for name in [b"a", b"b", b"c"] {
+            let file = builder.object(object(Kind::File));
+            builder.entry(root, name, file);
+            let new = NewStream { name: None, size, valid: size, form: Form::Compressed(65536), locator: 0 };
+            builder.stream(file, new, [(size, What::<Volume>::Encoded(Encoding::FsCompressed))]);
+        }
+        let tree = Arc::new(builder.finish(root));
+        let row = |(entry, _): (EntryId, u32)| Row {
+            volume: 0,
+            entry: Some(entry),
+            stream: tree.data(tree.entry(entry).object),
+            verdict: Verdict::Copy,
+            reason: Some(Reason::FsCompressed),
+            written: None,
+            renamed: false,
+        };
+        let plan = Plan { rows: tree.order().map(row).collect(), ..Plan::default() };
+        let layer = LayerId::fresh();
+        let guest = GuestVolume { folder: None, part: Part::All, tree: Arc::clone(&tree), layer, map: Map::new() };
+        let found = |decode| -> Vec<_> {
+            let all = unreadable(&plan, std::slice::from_ref(&guest), &[Arc::new(Broken)], decode);
+            all.into_iter().map(|(_, stream)| stream.index()).collect()
+        };
+        assert_eq!(found(false), [0]);
+        assert_eq!(found(true), [0, 1]);
+    }
 }

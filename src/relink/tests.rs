@@ -222,6 +222,8 @@ fn committed_and_taken_back() {
     // The journal is there: a second one is refused, and so is the same one.
     let again = prepared.commit(&journal, None, &quiet).err().unwrap();
     assert_eq!(again.exit_code(), 4, "{again}");
+    let again = prepared.commit(&host.path.with_extension("new"), Some(&manifest), &quiet).err().unwrap();
+    assert!(again.to_string().contains("manifest's path"), "{again}");
     let elsewhere = host.path.with_extension("other");
     let again = prepared.commit(&elsewhere, None, &quiet).err().unwrap();
     assert!(again.to_string().contains("changed while"), "{again}");
