@@ -2,366 +2,24 @@
 
 mod fat_support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Command;
-use std::sync::Arc;
 
+use fat_support::host::*;
 use fat_support::*;
-use unimage::extent::{Extent, Map, Offset, Volume, What};
-use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
-use unimage::fs::{FileSystem, Kind, Times, Timestamp, Tree};
-use unimage::txn::{SECTOR, Staging};
-
-/// A host volume with an image in many fragments and older files, and what fsck.fat says of it.
-struct HostCase {
-    shape: Shape,
-    volume: Memory,
-    fs: Arc<dyn FileSystem>,
-    image: HostImage,
-    /// Places of the image's clusters.
-    clusters: Vec<u64>,
-    unit: u64,
-    checked: Vec<String>,
-    /// Hashes of the older files by path.
-    older: BTreeMap<String, String>,
-}
-
-/// The lines of `fsck.fat -n -v`, but for the summary.
-fn fsck(bytes: &[u8]) -> Vec<String> {
-    let (_dir, path) = written(bytes);
-    let out = Command::new("fsck.fat").args(["-n", "-v", path.to_str().unwrap()]).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    let path = path.to_str().unwrap().to_owned();
-    text.lines().filter(|line| !(line.starts_with(&path) && line.contains(" clusters"))).map(str::to_owned).collect()
-}
-
-const IMAGE: &str = "vm/disk image.raw";
-
-impl HostCase {
-    /// `clusters`: of the image. Its path is [`IMAGE`].
-    fn new(shape: Shape, clusters: usize) -> Self {
-        let image = Image::new(shape);
-        let unit = shape.cluster.parse::<usize>().unwrap() * shape.sector.parse::<usize>().unwrap();
-        image.mkdir("/vm");
-        image.mkdir("/Older Directory");
-        image.put("/Older Directory/A FILE.TXT", &noise(1, 3000));
-        image.put("/KEEP.BIN", &noise(2, unit * 3 + 5));
-        let holes = 12;
-        for i in 0..2 * holes {
-            image.put(&format!("/Older Directory/filler number {i}"), &noise(100 + i, unit * 3));
-        }
-        for i in 0..holes {
-            image.remove(&format!("/Older Directory/filler number {}", 2 * i));
-        }
-        image.rewind(shape);
-        image.put(&format!("/{IMAGE}"), &noise(3, unit * clusters - unit / 2));
-        image.put("/vm/after the image", &noise(4, unit + 1));
-        Self::open(shape, image.bytes(), IMAGE)
-    }
-    fn open(shape: Shape, bytes: Vec<u8>, path: &str) -> Self {
-        let volume = Memory::new(bytes);
-        let fs = open_volume(&volume);
-        let tree = fs.walk().unwrap();
-        assert_eq!(tree.problems(), []);
-        let (entry, _) = tree.order().find(|(e, _)| tree.path(*e) == path.as_bytes()).unwrap();
-        let object = tree.entry(entry).object;
-        let map = tree.map(tree.data(object).unwrap());
-        let unit = fs.facts().unit;
-        let clusters = map
-            .extents()
-            .iter()
-            .flat_map(|e| {
-                let What::Stored(place) = e.what else { panic!("{e:?}") };
-                (0..e.len.div_ceil(unit)).map(move |i| place.offset.get() + i * unit)
-            })
-            .collect();
-        let mut older = hashes(&*fs, &tree);
-        older.remove(path);
-        let checked = fsck(&volume.bytes);
-        Self { shape, image: HostImage { entry, object, map }, clusters, unit, checked, older, volume, fs }
-    }
-    fn host(&self) -> &dyn Host {
-        self.fs.as_host().unwrap()
-    }
-    fn job<'a>(&'a self, tree: &'a NewTree) -> Job<'a> {
-        Job { tree, image: &self.image, zero_slack: true }
-    }
-    fn bytes_at(&self, at: u64, len: u64) -> &[u8] {
-        &self.volume.bytes[at as usize..][..len as usize]
-    }
-    /// An extent list over these places, whole clusters but for the last.
-    fn extents(&self, places: &[u64], size: u64) -> Vec<Extent<unimage::extent::Stream, Volume>> {
-        let mut map = Map::new();
-        let mut left = size;
-        for place in places {
-            map.push_stored(left.min(self.unit), unimage::extent::ReadAt::id(&self.volume), *place);
-            left -= left.min(self.unit);
-        }
-        map.extents().to_vec()
-    }
-}
-
-fn hashes(fs: &dyn FileSystem, tree: &Tree) -> BTreeMap<String, String> {
-    tree.order()
-        .filter(|(e, _)| tree.object(tree.entry(*e).object).kind == Kind::File)
-        .map(|(e, _)| {
-            let opened = fs.open(tree, tree.data(tree.entry(e).object).unwrap()).unwrap();
-            let bytes = opened.read_vec(Offset::new(0), opened.len() as usize).unwrap();
-            (String::from_utf8(tree.path(e)).unwrap(), sha(&bytes))
-        })
-        .collect()
-}
-
-/// A tree in the making, with what its files must contain.
-struct Wanted<'c> {
-    case: &'c HostCase,
-    free: Vec<u64>,
-    tree: NewTree,
-    sources: BTreeMap<usize, Vec<u8>>,
-    /// Hashes by path below the root.
-    files: BTreeMap<String, String>,
-    paths: Vec<String>,
-    random: u64,
-}
-
-impl<'c> Wanted<'c> {
-    fn new(case: &'c HostCase, into: &[&str], seed: u64) -> Self {
-        let tree = NewTree { into: into.iter().map(|n| n.as_bytes().to_vec()).collect(), entries: vec![] };
-        let mut free = case.clusters.clone();
-        let mut random = seed | 1;
-        // In random order: chains of any fragments.
-        for i in (1..free.len()).rev() {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            free.swap(i, (random >> 33) as usize % (i + 1));
-        }
-        Self { case, free, tree, sources: BTreeMap::new(), files: BTreeMap::new(), paths: vec![], random }
-    }
-    fn push(&mut self, parent: Option<usize>, name: &str, kind: NewKind) -> usize {
-        let path = match parent {
-            Some(p) => format!("{}/{name}", self.paths[p]),
-            None => {
-                let into: Vec<_> = self.tree.into.iter().map(|n| String::from_utf8(n.clone()).unwrap()).collect();
-                [into, vec![name.to_owned()]].concat().join("/")
-            }
-        };
-        self.paths.push(path);
-        let i = self.tree.entries.len();
-        let time = |secs| Some(Timestamp { secs, nanos: 120_000_000, digits: 7 });
-        let times = match i % 4 {
-            0 => Times::default(),
-            1 => Times {
-                modified: time(1_234_567_891),
-                accessed: time(1_300_000_000),
-                created: time(1_200_000_001),
-                changed: None,
-            },
-            2 => Times { modified: time(-5), ..Times::default() },
-            _ => Times { modified: time(1_700_000_001), ..Times::default() },
-        };
-        let object = self.case.image.object;
-        let origin = Some(Origin { volume: i, stream: None, object });
-        self.tree.entries.push(NewEntry {
-            parent,
-            name: name.as_bytes().to_vec(),
-            kind,
-            times,
-            attributes: if i.is_multiple_of(5) { 0x1821 } else { 0 },
-            posix: None,
-            origin,
-        });
-        i
-    }
-    fn dir(&mut self, parent: Option<usize>, name: &str) -> usize {
-        self.push(parent, name, NewKind::Dir)
-    }
-    fn linked(&mut self, parent: Option<usize>, name: &str, size: u64) -> bool {
-        let count = size.div_ceil(self.case.unit) as usize;
-        if count > self.free.len() || count == 0 {
-            return false;
-        }
-        let places = self.free.split_off(self.free.len() - count);
-        let content = Content::Linked(self.case.extents(&places, size));
-        let i = self.push(parent, name, NewKind::File { size, content });
-        let mut bytes: Vec<u8> = places.iter().flat_map(|p| self.case.bytes_at(*p, self.case.unit).to_vec()).collect();
-        bytes.truncate(size as usize);
-        self.files.insert(self.paths[i].clone(), sha(&bytes));
-        true
-    }
-    fn copied(&mut self, parent: Option<usize>, name: &str, size: usize) {
-        let i = self.push(parent, name, NewKind::File { size: size as u64, content: Content::Copied });
-        let bytes = noise(1000 + i as u64, size);
-        self.files.insert(self.paths[i].clone(), sha(&bytes));
-        self.sources.insert(i, bytes);
-    }
-    fn empty(&mut self, parent: Option<usize>, name: &str) {
-        let i = self.push(parent, name, NewKind::File { size: 0, content: Content::Empty });
-        self.files.insert(self.paths[i].clone(), sha(b""));
-    }
-    fn next(&mut self, below: u64) -> u64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.random >> 33) % below.max(1)
-    }
-    /// Directories, linked, copied and empty files by chance.
-    fn fill(&mut self, entries: usize) {
-        let unit = self.case.unit;
-        let mut dirs = vec![None];
-        for i in 0..entries {
-            let parent = dirs[self.next(dirs.len() as u64) as usize];
-            let name = match self.next(6) {
-                0 => format!("FILE{i}.TXT"),
-                1 => format!("a rather long name that begins alike {i}"),
-                2 => format!("größe {i}.日本"),
-                3 => format!("{}{i}", "x".repeat(self.next(240) as usize)),
-                4 => format!("f{i}.jpeg"),
-                _ => format!("🦀 {i}"),
-            };
-            match self.next(10) {
-                0 | 1 => {
-                    let dir = self.dir(parent, &name);
-                    dirs.push(Some(dir));
-                }
-                2 => self.empty(parent, &name),
-                3 => {
-                    let size = 1 + self.next(2 * unit) as usize;
-                    self.copied(parent, &name, size);
-                }
-                _ => {
-                    let size = 1 + self.next(6 * unit);
-                    if !self.linked(parent, &name, size) {
-                        self.empty(parent, &name);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Carries a staging out, without a journal, and checks what it must keep to.
-fn apply(before: &[u8], staging: &Staging, sources: &BTreeMap<usize, Vec<u8>>) -> Vec<u8> {
-    let mut bytes = before.to_vec();
-    let mut put = |at: u64, new: &[u8]| bytes[at as usize..][..new.len()].copy_from_slice(new);
-    let filled =
-        |at: u64, len: u64| staging.filled.iter().any(|(from, have)| from.get() <= at && at + len <= from.get() + have);
-    for fresh in &staging.fresh {
-        assert!(filled(fresh.at.get(), fresh.bytes.len() as u64));
-        put(fresh.at.get(), &fresh.bytes);
-    }
-    for copy in &staging.copies {
-        let mut source = sources[&copy.origin.volume].clone();
-        assert_eq!(source.len() as u64, copy.size);
-        let room: u64 = copy.to.iter().map(|(_, len)| len).sum();
-        assert!(room >= copy.size);
-        source.resize(room as usize, 0);
-        let mut rest = &source[..];
-        for (at, len) in &copy.to {
-            assert!(filled(at.get(), *len));
-            put(at.get(), &rest[..*len as usize]);
-            rest = &rest[*len as usize..];
-        }
-    }
-    let mut sectors = BTreeSet::new();
-    for group in &staging.groups {
-        let mut last = 0;
-        for write in &group.writes {
-            let (at, len) = (write.at.get(), write.bytes.len() as u64);
-            assert!(at % SECTOR == 0 && len % SECTOR == 0 && len > 0 && at >= last, "{}", group.name);
-            last = at + len;
-            assert!((at..last).step_by(512).all(|s| sectors.insert(s)), "{}", group.name);
-            put(at, &write.bytes);
-        }
-    }
-    for (at, len) in &staging.slack {
-        put(at.get(), &vec![0; *len as usize]);
-    }
-    let quarantine = &staging.quarantine;
-    assert_eq!(quarantine.open, before[quarantine.at.get() as usize..][..quarantine.open.len()]);
-    assert_eq!(quarantine.closed.len(), quarantine.open.len());
-    bytes
-}
-
-/// Everything that must hold of a relink, by the audit and by foreign programs.
-fn check(wanted: &Wanted<'_>) -> Vec<u8> {
-    let case = wanted.case;
-    let job = case.job(&wanted.tree);
-    assert_eq!(case.host().refusals(&case.image).unwrap(), Vec::<String>::new());
-    let estimate = case.host().estimate(&job);
-    let staging = case.host().link(&job).unwrap();
-    let taken: u64 = staging.filled.iter().map(|(_, len)| len / case.unit).sum();
-    let copied: u64 = staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| len / case.unit).sum();
-    assert_eq!((estimate.metadata_units, estimate.copy_units), (taken - copied, copied));
-    let changed: u64 = staging.groups.iter().flat_map(|g| &g.writes).map(|w| w.bytes.len() as u64).sum();
-    assert!(estimate.journal_bytes >= 2 * changed + staging.slack.iter().map(|(_, len)| u64::from(*len)).sum::<u64>());
-    let after = apply(&case.volume.bytes, &staging, &wanted.sources);
-    case.host().audit(Arc::new(case.volume.with(after.clone())), &job, &staging).unwrap();
-
-    assert_eq!(fsck(&after), case.checked, "{:?}", case.shape);
-    // Our reader, with the older files.
-    let mut meant = wanted.files.clone();
-    meant.extend(case.older.clone());
-    let fs = open(after.clone());
-    let tree = fs.walk().unwrap();
-    assert_eq!(tree.problems(), []);
-    assert_same(&hashes(&*fs, &tree), &meant);
-    assert_eq!(fs.facts().serial, case.fs.facts().serial);
-    after
-}
-
-/// Hashes of all files as fusefat, TSK and mtools read them.
-fn check_foreign(wanted: &Wanted<'_>, after: &[u8]) {
-    let mut meant = wanted.files.clone();
-    meant.extend(wanted.case.older.clone());
-    let upper = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
-        map.iter().map(|(path, hash)| (path.to_uppercase(), hash.clone())).collect()
-    };
-    let (dir, path) = written(after);
-    let mount = Mounted::new(&path);
-    let mut mounted = tree_hashes(mount.path());
-    mounted.remove("LABEL");
-    assert_same(&upper(&mounted), &upper(&meant));
-    // TSK shows names of at most some 190 characters whole.
-    let list = text("fls", &["-r", "-p", "-u", "-F", "-f", "fat", path.to_str().unwrap()]);
-    let mut found = BTreeMap::new();
-    for line in list.lines().filter(|l| !l.contains("\t$") && !l.ends_with("(Volume Label Entry)")) {
-        let (number, name) = line.split_once(' ').unwrap().1.split_once(":\t").unwrap();
-        found.insert(name.to_owned(), sha(&run("icat", &["-f", "fat", path.to_str().unwrap(), number])));
-    }
-    let short = |map: &BTreeMap<String, String>| -> BTreeMap<String, String> {
-        map.iter().filter(|(p, _)| p.split('/').all(|n| n.len() < 120)).map(|(p, h)| (p.clone(), h.clone())).collect()
-    };
-    assert_same(&short(&found), &short(&meant));
-    // mtools changes names that it can't show, never what is in them.
-    let out = dir.path().join("out");
-    std::fs::create_dir(&out).unwrap();
-    run("mcopy", &["-s", "-n", "-i", path.to_str().unwrap(), "::/", out.to_str().unwrap()]);
-    let sorted = |map: &BTreeMap<String, String>| {
-        let mut all: Vec<String> = map.values().cloned().collect();
-        all.sort();
-        all
-    };
-    assert_eq!(sorted(&tree_hashes(&out)), sorted(&meant));
-}
-
-fn tree_hashes(dir: &std::path::Path) -> BTreeMap<String, String> {
-    let list = text("find", &[dir.to_str().unwrap(), "-type", "f", "-printf", "%P\\n"]);
-    list.lines().map(|path| (path.to_owned(), sha(&std::fs::read(dir.join(path)).unwrap()))).collect()
-}
-
-fn assert_same<V: PartialEq + std::fmt::Debug>(ours: &BTreeMap<String, V>, theirs: &BTreeMap<String, V>) {
-    let differ = |a: &BTreeMap<String, V>, b: &BTreeMap<String, V>| -> Vec<String> {
-        a.iter().filter(|(k, v)| b.get(*k) != Some(v)).map(|(k, v)| format!("{k}: {v:?}")).collect()
-    };
-    assert!(!theirs.is_empty());
-    assert_eq!(differ(ours, theirs), differ(theirs, ours));
-}
+use proptest::prelude::*;
+use unimage::error::Error;
+use unimage::extent::{Extent, What};
+use unimage::fs::host::{Content, NewKind};
 
 #[test]
 fn trees_of_all_sorts_on_all_widths() {
     for (i, shape) in SHAPES.iter().enumerate() {
-        let case = HostCase::new(*shape, 60);
+        // In a directory with a long name, and in the root with a short one.
+        let case = HostCase::at(*shape, 60, if i.is_multiple_of(2) { IMAGE } else { "DISK.IMG" });
         assert!(case.image.map.extents().len() > 5, "{shape:?}");
-        for (n, into) in
-            [&[][..], &["out"], &["vm"], &["VM", "new one", "and another"], &["older directory"]].iter().enumerate()
-        {
+        let all = [&[][..], &["out"], &["vm"], &["VM", "new one", "and another"], &["older directory"]];
+        for (n, into) in all.iter().enumerate().filter(|(n, _)| *n == i % 5 || *n == (i + 2) % 5) {
             let mut wanted = Wanted::new(&case, into, (10 * i + n) as u64);
             wanted.fill(40);
             // The names of `into` that are there keep their case.
@@ -373,5 +31,141 @@ fn trees_of_all_sorts_on_all_widths() {
                 check_foreign(&wanted, &after);
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn random_trees(seed: u64, entries in 1usize..120, clusters in 13usize..400, into in 0usize..4) {
+        let case = HostCase::new(SMALL, clusters);
+        let into: &[&str] = [&[][..], &["vm"], &["Older Directory"], &["vm", "x"]][into];
+        let mut wanted = Wanted::new(&case, into, seed);
+        // The fixed root directory of FAT16 holds 512 slots.
+        wanted.fill(if into.is_empty() { entries.min(15) } else { entries });
+        check(&wanted);
+    }
+}
+
+#[test]
+fn twenty_thousand_files_in_one_directory() {
+    let case = HostCase::new(SHAPES[5], 22_000);
+    for (into, nested) in [("vm", false), ("new", true)] {
+        let mut wanted = Wanted::new(&case, &[into], 5);
+        let parent = nested.then(|| wanted.dir(None, "all of them"));
+        for i in 0..20_000 {
+            assert!(wanted.linked(parent, &format!("begins alike, {i}.dat"), 1 + i % 512));
+        }
+        let start = std::time::Instant::now();
+        let staging = case.host().link(&case.job(&wanted.tree)).unwrap();
+        let time = start.elapsed();
+        println!("20,000 files linked in {time:?}");
+        // Without optimisation this takes a second; a search for each name would take minutes.
+        assert!(time.as_secs() < 20, "{time:?}");
+        assert!(staging.fresh.len() < 40, "{}", staging.fresh.len());
+        check(&wanted);
+    }
+    let mut wanted = Wanted::new(&case, &["vm"], 5);
+    for i in 0..22_000 {
+        wanted.empty(None, &format!("begins alike, {i}.dat"));
+    }
+    refused_with(&case, &wanted, "65536");
+}
+
+fn refused_with(case: &HostCase, wanted: &Wanted<'_>, word: &str) {
+    match case.host().link(&case.job(&wanted.tree)) {
+        Err(Error::Refused(why)) => assert!(why.contains(word) && !why.contains('\n'), "{why}"),
+        other => panic!("{word}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_fat_can_not_hold_is_refused() {
+    let case = HostCase::new(SMALL, 60);
+    let one = |build: &dyn Fn(&mut Wanted<'_>), word: &str| {
+        let mut wanted = Wanted::new(&case, &["out"], 1);
+        build(&mut wanted);
+        refused_with(&case, &wanted, word);
+    };
+    one(&|w| (0..2).for_each(|i| w.empty(None, ["Größe", "GRÖßE"][i])), "the name");
+    for name in ["a:b", "dot.", "", "a/b", &"x".repeat(256)] {
+        one(&|w| w.empty(None, name), "no name that FAT can have");
+    }
+    one(&|w| _ = w.push(None, "l", NewKind::Symlink(b"x".to_vec())), "links");
+    let big = NewKind::File { size: 1 << 32, content: Content::Copied };
+    one(&|w| _ = w.push(None, "big", big.clone()), "4 GiB");
+    one(&|w| _ = w.push(None, "big", NewKind::File { size: 7_800_000, content: Content::Copied }), "too little space");
+    // A cluster twice, one that is another file's, one in the middle of a cluster.
+    let linked = |places: &[u64]| {
+        let size = 512 * places.len() as u64;
+        NewKind::File { size, content: Content::Linked(case.extents(places, size)) }
+    };
+    let image = case.clusters[0];
+    one(&|w| _ = w.push(None, "twice", linked(&[image, image])), "not the image's");
+    one(&|w| (0..2).for_each(|i| _ = w.push(None, ["a", "b"][i], linked(&[image]))), "not the image's");
+    let tree = case.fs.walk().unwrap();
+    let keep = tree.order().find(|(e, _)| tree.path(*e) == b"KEEP.BIN").unwrap().0;
+    let What::Stored(place) = tree.extents(tree.data(tree.entry(keep).object).unwrap())[0].what else { panic!() };
+    one(&|w| _ = w.push(None, "other", linked(&[place.offset.get()])), "not the image's");
+    one(&|w| _ = w.push(None, "odd", linked(&[image + 1])), "no clusters");
+    let zero = NewKind::File { size: 512, content: Content::Linked(vec![Extent::zero(0, 512)]) };
+    one(&|w| _ = w.push(None, "zero", zero.clone()), "no clusters");
+    // A file on the way to `--into`; names that are there; a root directory that is full.
+    let mut wanted = Wanted::new(&case, &["keep.bin", "x"], 1);
+    wanted.empty(None, "a");
+    refused_with(&case, &wanted, "no directory");
+    let mut wanted = Wanted::new(&case, &["Older Directory"], 1);
+    wanted.empty(None, "a file.txt");
+    refused_with(&case, &wanted, "the name");
+    let mut wanted = Wanted::new(&case, &[], 1);
+    (0..300).for_each(|i| wanted.empty(None, &format!("file number {i}")));
+    refused_with(&case, &wanted, "too little space");
+    // What is refused for space is estimated all the same.
+    let mut wanted = Wanted::new(&case, &["out"], 1);
+    wanted.push(None, "big", NewKind::File { size: 7_800_000, content: Content::Copied });
+    let estimate = case.host().estimate(&case.job(&wanted.tree));
+    assert_eq!(estimate.copy_units, 7_800_000u64.div_ceil(512));
+    assert!(estimate.copy_units > case.host().free_units());
+}
+
+#[test]
+fn names_that_are_taken() {
+    let case = HostCase::new(SMALL, 60);
+    let names = |dir: &[&str]| {
+        let dir: Vec<_> = dir.iter().map(|n| n.as_bytes().to_vec()).collect();
+        let all = case.host().names_in(&dir).unwrap()?;
+        Some(all.into_iter().map(|n| String::from_utf8(n).unwrap()).collect::<BTreeSet<_>>())
+    };
+    let vm = names(&["VM"]).unwrap();
+    assert!(["disk image.raw", "DISKIM~1.RAW", "after the image"].iter().all(|n| vm.contains(*n)), "{vm:?}");
+    assert!(names(&[]).unwrap().contains("OLDERD~1"));
+    assert!(names(&["olderd~1"]).unwrap().contains("A FILE.TXT"));
+    assert_eq!(names(&["nothing", "here"]), None);
+    assert!(case.host().names_in(&[b"KEEP.BIN".to_vec()]).is_err());
+    let fold = |name: &str| case.host().fold(name.as_bytes());
+    assert_eq!(fold("größe"), fold("GRÖßE"));
+    assert_ne!(fold("a"), fold("b"));
+}
+
+#[test]
+fn nobody_takes_a_quarantined_volume_for_fat() {
+    for shape in [SHAPES[0], SHAPES[2], SHAPES[5]] {
+        let case = HostCase::new(shape, 30);
+        let mut wanted = Wanted::new(&case, &["out"], 1);
+        wanted.fill(10);
+        let staging = case.host().link(&case.job(&wanted.tree)).unwrap();
+        let mut bytes = case.volume.bytes.to_vec();
+        bytes[..512].copy_from_slice(&staging.quarantine.closed);
+        let (_dir, path) = written(&bytes);
+        let file = path.to_str().unwrap();
+        for args in [&["-a"][..], &["-y", "-w"], &["-n"]] {
+            let out = Command::new("fsck.fat").args(args).arg(file).output().unwrap();
+            assert_eq!(out.status.code(), Some(1), "{args:?}");
+        }
+        assert!(std::fs::read(&path).unwrap() == bytes, "fsck.fat changed something");
+        let blkid = Command::new("blkid").args(["-p", file]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&blkid.stdout).contains("vfat"));
+        assert!(!Command::new("mdir").args(["-i", file, "::"]).output().unwrap().status.success());
+        assert!(!Command::new("fls").args(["-f", "fat", file]).output().unwrap().status.success());
     }
 }

@@ -2,6 +2,9 @@
 
 #![expect(dead_code, reason = "each test file uses a part of it")]
 
+pub mod host;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -207,4 +210,13 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("fusermount").args(["-u", self.dir.path().to_str().unwrap()]).status();
     }
+}
+
+/// Compares two maps and shows only what differs.
+pub fn assert_same<V: PartialEq + std::fmt::Debug>(ours: &BTreeMap<String, V>, theirs: &BTreeMap<String, V>) {
+    let differ = |a: &BTreeMap<String, V>, b: &BTreeMap<String, V>| -> Vec<String> {
+        a.iter().filter(|(k, v)| b.get(*k) != Some(v)).map(|(k, v)| format!("{k}: {v:?}")).collect()
+    };
+    assert!(!theirs.is_empty());
+    assert_eq!(differ(ours, theirs), differ(theirs, ours));
 }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Map, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::fat::dirent::{self, Listing, SLOT};
 use crate::fs::fat::grow::entry_of;
+use crate::fs::fat::layout::HEAD;
 use crate::fs::fat::names::fold;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::stamp;
@@ -128,9 +129,17 @@ impl Audit<'_> {
         }
     }
     fn fsinfo(&self) -> Result<()> {
-        let (Some(_), Some(info)) = (self.old.fsinfo(), self.new.fsinfo()) else {
-            return if self.old.fsinfo().is_some() { Err(wrong(0, "FSInfo", "its signatures")) } else { Ok(()) };
-        };
+        let info = self.new.fsinfo();
+        // Nothing else before the tables may change, but for the same values in the copy of FSInfo.
+        let len = usize::try_from(self.new.boot.fat_at(0)).unwrap_or(0);
+        let (before, now) =
+            (self.old.volume.read_vec(Offset::new(0), len)?, self.new.volume.read_vec(Offset::new(0), len)?);
+        for (i, (a, b)) in before.chunks(HEAD).zip(now.chunks(HEAD)).enumerate() {
+            if a != b && info.is_none_or(|info| info.encode(a.to_vec()) != b) {
+                return Err(wrong(i.saturating_mul(HEAD) as u64, "reserved sectors", "only FSInfo to change"));
+            }
+        }
+        let Some(info) = info else { return Ok(()) };
         let at = self.new.boot.sector_at(self.new.boot.fsinfo.unwrap_or(0));
         let free = self.new.table.free();
         if info.free != free {

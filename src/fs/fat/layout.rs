@@ -315,6 +315,9 @@ impl FsInfo {
         if &sector.array::<4>(0x1E4)? != b"rrAa" {
             return Err(sector.wrong(0x1E4, "the signature rrAa"));
         }
+        if sector.u32(0x1FC)? != 0xAA55_0000 {
+            return Err(sector.wrong(0x1FC, "the signature 00 00 55 AA"));
+        }
         Ok(Self { free: sector.u32(Self::FREE_AT)?, next: sector.u32(Self::NEXT_AT)? })
     }
     /// Its sector with these values in it; whatever else it holds stays.
