@@ -200,8 +200,8 @@ fn the_fatfs_crate_reads_the_same() {
 /// A small volume of each width with a directory, a fragmented file and a file after it.
 fn small(fat: &'static str) -> Vec<u8> {
     let size = match fat {
-        "12" => 300,
-        "16" => 2300,
+        "12" => 304,
+        "16" => 2304,
         _ => 34_000,
     };
     let image = Image::new(Shape { fat, cluster: "1", sector: "512", size });
