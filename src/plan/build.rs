@@ -71,7 +71,7 @@ impl<'a> Drafts<'a> {
             What::Stored(p) => Some(p.layer),
             _ => None,
         });
-        let claims = Claims::new(rules, &image.map);
+        let claims = Claims::new(rules, &image.map, host);
         Self { rules, options, host, claims, drafts: Vec::new(), resolved: Map::new() }
     }
 

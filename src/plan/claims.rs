@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::extent::{Extent, Map, Stream, Volume, What};
+use crate::extent::{Extent, LayerId, Map, Stream, Volume, What};
 use crate::fs::host::Rules;
 
 /// The units of the image on the host, and those of them that are taken. Cost follows extents, not units.
@@ -18,12 +18,16 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Nothing taken yet of an image that lies on its host by `map`.
-    pub fn new(rules: Rules, map: &Map<Stream, Volume>) -> Self {
+    /// Nothing taken yet of an image that lies on its host by `map`. What of it lies elsewhere than in the volume `host`
+    /// is none of the host's units.
+    pub fn new(rules: Rules, map: &Map<Stream, Volume>, host: Option<LayerId>) -> Self {
         let mut own: Vec<(u64, u64)> = Vec::new();
         let size = map.len();
         for e in map.extents() {
             let What::Stored(p) = e.what else { continue };
+            if Some(p.layer) != host {
+                continue;
+            }
             // The image owns its last unit as a whole; of any other, only what it covers from edge to edge.
             let (start, end) = (p.offset.get(), p.offset.get().saturating_add(e.len));
             let start = edge(rules, start, true);

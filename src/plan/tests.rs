@@ -224,6 +224,17 @@ fn what_the_image_has_no_unit_of_its_own_for_is_not_linked() {
     );
     let holes = Mock { units_at: 512, ..Mock::posix(4096) };
     assert_eq!(reasons(&guest, &holes), [(Link, None), (Link, None), (Link, None), other_volume]);
+    // A unit of the host that is not this image's, though the image has one of that number elsewhere.
+    guest.map = Map::run(4096, host, 512).resized(16384);
+    let far = HostImage {
+        map: [(4096, What::Stored(Place { layer: host, offset: Offset::new(FIRST) }))]
+            .into_iter()
+            .chain([(4096, What::Stored(Place { layer: other, offset: Offset::new(512) }))])
+            .collect(),
+        ..image.clone()
+    };
+    let plan = build(std::slice::from_ref(&guest), &fat, &far, &[], &Options::default()).unwrap();
+    assert_eq!(plan.rows[0].reason, Some(Reason::Shared));
     // A unit of the host that is not this image's: a parent's, which stays.
     guest.map = Map::run(4096, host, FIRST + 0x20_0000).resized(16384);
     assert_eq!(reasons(&guest, &fat)[0], (Copy, Some(Reason::Shared)));
