@@ -60,6 +60,7 @@ Exit codes: 0 done; 1 done, but some files failed or were skipped; 2 usage; 3 un
 there; 4 refused because it would not be safe.";
 
 #[derive(Args, Clone, Copy)]
+#[command(next_help_heading = "Options of every verb")]
 struct Globals {
     /// Take times that have no zone (FAT) as local to this offset from UTC, such as +02:00.
     ///
