@@ -501,7 +501,8 @@ impl TreeBuilder {
         let text = |(at, len): (u32, u16)| {
             names.get(at as usize..(at as usize).saturating_add(len.into())).unwrap_or_default()
         };
-        self.streams.sort_by(|a, b| (a.object, a.name.map(text)).cmp(&(b.object, b.name.map(text))));
+        // Readers add them in order, nearly always: then this is one pass.
+        self.streams.sort_by(|a, b| a.object.cmp(&b.object).then_with(|| a.name.map(text).cmp(&b.name.map(text))));
         self.names = names;
         let mut first = Vec::with_capacity(self.objects.len().saturating_add(1));
         let mut at = 0usize;
@@ -519,19 +520,36 @@ impl TreeBuilder {
             let (at, len) = self.entries.get(id.index()).map(|e| e.name).unwrap_or_default();
             self.names.get(at as usize..(at as usize).saturating_add(len.into())).unwrap_or_default()
         };
-        let parent = |id: &EntryId| self.entries.get(id.index()).map(|e| e.parent);
-        let mut ids: Vec<EntryId> = (0..next(self.entries.len())).map(EntryId).collect();
-        // The root's entry for itself is no child of it.
-        ids.retain(|id| self.entries.get(id.index()).is_some_and(|e| e.parent != e.object));
-        ids.sort_by(|a, b| (parent(a), name(a)).cmp(&(parent(b), name(b))));
-        let mut children = vec![(0, 0); self.objects.len()];
-        let mut at = 0usize;
-        while let Some(dir) = ids.get(at).and_then(parent) {
-            let end = ids.partition_point(|id| parent(id) <= Some(dir));
-            if let Some(slot) = children.get_mut(dir.index()) {
-                *slot = (next(at), next(end));
+        // By parent in two passes over the entries: count, then place. The root's entry for itself is no child of it.
+        let entries = || (0..).map(EntryId).zip(&self.entries).filter(|(_, e)| e.parent != e.object);
+        let mut children = vec![(0u32, 0u32); self.objects.len()];
+        for (_, e) in entries() {
+            if let Some((_, count)) = children.get_mut(e.parent.index()) {
+                *count = count.saturating_add(1);
             }
-            at = end;
+        }
+        let mut at = 0u32;
+        for (start, end) in &mut children {
+            *start = at;
+            at = at.saturating_add(*end);
+            *end = *start;
+        }
+        let mut ids = vec![EntryId(0); at as usize];
+        for (id, e) in entries() {
+            if let Some((_, end)) = children.get_mut(e.parent.index())
+                && let Some(slot) = ids.get_mut(*end as usize)
+            {
+                *slot = id;
+                *end = end.saturating_add(1);
+            }
+        }
+        // Then the names of each directory, which are often in order, or in a few stretches that are.
+        for &(start, end) in &children {
+            if let Some(siblings) = ids.get_mut(start as usize..end as usize)
+                && siblings.len() > 1
+            {
+                siblings.sort_by(|a, b| name(a).cmp(name(b)));
+            }
         }
         (ids, children)
     }

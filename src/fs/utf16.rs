@@ -6,6 +6,11 @@
 
 /// Appends little-endian UTF-16 units as WTF-8. A last odd byte is left out.
 pub fn push_wtf8(out: &mut Vec<u8>, utf16: &[u8]) {
+    let pairs = || utf16.chunks_exact(2).map(|u| (u.first().copied().unwrap_or(0), u.last().copied().unwrap_or(0)));
+    if pairs().fold(true, |plain, (low, high)| plain & (high == 0) & low.is_ascii()) {
+        out.extend(pairs().map(|(low, _)| low));
+        return;
+    }
     let units = utf16.chunks_exact(2).map(|u| u.try_into().map_or(0, u16::from_le_bytes));
     for c in char::decode_utf16(units) {
         match c {

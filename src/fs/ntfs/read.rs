@@ -121,7 +121,7 @@ impl Ntfs {
         let record = self.reader.boot.record;
         let len = usize::try_from(self.reader.mft.len().saturating_sub(at).min(SWEEP)).unwrap_or(0);
         buffer.resize(len, 0);
-        let mut chunk = Chunk::default();
+        let mut chunk = Chunk::with_capacity(len.checked_div(record).unwrap_or(0));
         let whole = self.reader.read_mft(Offset::new(at), buffer);
         let context = self.reader.context(0);
         let first = at.checked_div(record as u64).unwrap_or(0);

@@ -121,6 +121,17 @@ pub struct Context {
 }
 
 impl Chunk {
+    /// With room for so many records of one name and one value each.
+    pub fn with_capacity(records: usize) -> Self {
+        Self {
+            recs: Vec::with_capacity(records),
+            names: Vec::with_capacity(records),
+            pieces: Vec::with_capacity(records),
+            runs: Vec::with_capacity(records),
+            text: Vec::with_capacity(records.saturating_mul(24)),
+            ..Self::default()
+        }
+    }
     /// Notes damage.
     pub fn problem(&mut self, number: u64, error: Error) {
         if self.problems.len() < MAX_PROBLEMS {
