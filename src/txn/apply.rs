@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Volume};
 use crate::txn::body::{ContentsId, Sector};
 use crate::txn::io::scattered;
-use crate::txn::journal::{Sealed, Switch};
+use crate::txn::journal::{Also, Sealed, Switch};
 use crate::txn::{HostVolume, Progress, SECTOR, Step};
 
 /// The most that is written at once.
@@ -41,6 +41,16 @@ impl Switch {
         let known = [sectors(&self.old), sectors(&self.closed), sectors(&self.open)];
         let torn = sectors(&have).iter().enumerate().all(|(i, s)| known.iter().any(|k| k.get(i) == Some(s)));
         torn.then_some(Found { old: false, open: false, closed: true })
+    }
+}
+
+impl Switch {
+    /// Whether a sector beside the switch is blank, to the letter.
+    pub(super) fn any_blank(&self, host: &HostVolume) -> bool {
+        let blank = |a: &Also| {
+            a.old != a.closed && host.read_vec(Offset::new(a.at), a.closed.len()).is_ok_and(|have| have == a.closed)
+        };
+        self.also.iter().any(blank)
     }
 }
 

@@ -191,3 +191,64 @@ impl Body {
         Some(body)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: u64 = 512 * 1000;
+
+    fn sample() -> Body {
+        let mut body = Body { groups: vec!["one".into(), "two".into()], ..Body::default() };
+        for (group, number) in [(0, 3), (0, 4), (0, 900), (1, 2), (1, 77)] {
+            let old = body.pool.keep(&[number as u8; 512]).unwrap();
+            let new = body.pool.keep(&[group as u8; 512]).unwrap();
+            body.sectors.push(Sector { group, number, old, new });
+        }
+        let contents = body.pool.keep(&[0xee; 512]).unwrap();
+        body.interim.push(Interim { before: 0, number: 77, contents });
+        body.filled = vec![Sum { at: 5000, len: 700, sum: [1; 32] }, Sum { at: 6000, len: 1, sum: [2; 32] }];
+        body.witnesses = vec![Sum { at: 0, len: VOLUME, sum: [3; 32] }];
+        body
+    }
+
+    #[test]
+    fn what_is_encoded_comes_back() {
+        let body = sample();
+        let again = Body::decode(&HashMap::from(body.encode()), VOLUME).unwrap();
+        assert_eq!((&again.groups, &again.sectors, &again.interim), (&body.groups, &body.sectors, &body.interim));
+        assert_eq!((&again.filled, &again.witnesses), (&body.filled, &body.witnesses));
+        assert_eq!(again.pool.bytes, body.pool.bytes);
+        assert!(Body::decode(&HashMap::from(body.encode()), 512 * 900).is_none(), "beyond a smaller volume's end");
+    }
+
+    /// A journal whose checksums are right may still be a crafted one: nothing that it says leads out of the volume.
+    #[test]
+    fn whatever_is_decoded_stays_in_the_volume() {
+        let good = HashMap::from(sample().encode());
+        let mut dice = 1u64;
+        let mut roll = |sides: usize| {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) as usize % sides
+        };
+        let mut decoded = 0;
+        for _ in 0..100_000 {
+            let mut sections = good.clone();
+            let tag = [*b"PLAC", *b"SUMS", *b"POOL"][roll(3)];
+            let bytes = sections.get_mut(&tag).unwrap();
+            let at = roll(bytes.len());
+            match roll(4) {
+                0 => bytes[at] ^= 1 << roll(8),
+                1 => bytes[at] = 0xff,
+                2 => bytes.truncate(at),
+                _ => bytes.insert(at, 0x80),
+            }
+            let Some(body) = Body::decode(&sections, VOLUME) else { continue };
+            decoded += 1;
+            assert!(body.sectors.iter().all(|s| s.number * 512 + 512 <= VOLUME));
+            assert!(body.filled.iter().chain(&body.witnesses).all(|s| s.at + s.len <= VOLUME));
+            assert!(body.sectors.iter().all(|s| body.pool.bytes.len() >= (s.old.0.max(s.new.0) as usize + 1) * 512));
+        }
+        assert!(decoded > 1000, "some mutations change only contents");
+    }
+}

@@ -11,6 +11,7 @@ use crate::txn::{Fresh, Overlay, SECTOR, Staging};
 #[derive(Clone)]
 pub struct Checked {
     staging: Arc<Staging>,
+    volume_len: u64,
 }
 
 impl Checked {
@@ -25,14 +26,19 @@ impl Checked {
         volume: Arc<dyn ReadAt<Volume>>,
         audit: impl FnOnce(Arc<dyn ReadAt<Volume>>, &Staging) -> Result<()>,
     ) -> Result<Self> {
-        form(&staging, volume.len())?;
+        let volume_len = volume.len();
+        form(&staging, volume_len)?;
         let staging = Arc::new(staging);
         audit(Arc::new(Overlay::new(volume, Arc::clone(&staging))?), &staging)?;
-        Ok(Self { staging })
+        Ok(Self { staging, volume_len })
     }
     /// What will be written.
     pub fn staging(&self) -> &Staging {
         &self.staging
+    }
+    /// Bytes of the volume that it was checked for.
+    pub(super) fn volume_len(&self) -> u64 {
+        self.volume_len
     }
     pub(super) fn shared(&self) -> Arc<Staging> {
         Arc::clone(&self.staging)

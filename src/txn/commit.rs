@@ -87,6 +87,9 @@ pub fn commit(
     sources: &dyn Sources,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Committed> {
+    if checked.volume_len() != host.len() {
+        return Err(Error::Refused("the plan was checked for a volume of another length".into()));
+    }
     let staging = checked.shared();
     let header = header(&staging, host, about)?;
     let path = journal.path.clone();

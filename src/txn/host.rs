@@ -41,7 +41,7 @@ impl HostVolume {
         for at in [about.volume_at, 0] {
             if let Ok(volume) = Self::new(Arc::clone(medium), at, about.volume_len)
                 && (at == about.volume_at || medium.len() == about.volume_len)
-                && !volume.is_foreign(journal)
+                && journal.switch().find(&volume).is_some()
             {
                 return Ok(volume);
             }
@@ -54,15 +54,6 @@ impl HostVolume {
             about.volume_len,
             about.volume_at
         )))
-    }
-    /// Whether the sector of the quarantine can be read and is none that the journal knows.
-    fn is_foreign(&self, journal: &Journal) -> bool {
-        let switch = journal.switch();
-        let mut have = vec![0; switch.old.len()];
-        if self.read_at(Offset::new(switch.at), &mut have).is_err() {
-            return false;
-        }
-        ![&switch.old, &switch.closed, &switch.open].contains(&&have)
     }
     /// The byte of the medium at which it begins.
     pub fn at(&self) -> u64 {

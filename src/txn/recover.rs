@@ -33,8 +33,27 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
     let found = journal.switch().find(host).ok_or_else(|| foreign(journal))?;
     let (end, outcome) = match journal.state() {
         State::Filling => return take_back_unsealed(journal, host, progress),
+        // The quarantine was being set or lifted on a copy of this host that the journal's last record is not of.
+        state @ (State::Done | State::TakenBack | State::Undone)
+            if !stands(host, journal) && journal.switch().any_blank(host) =>
+        {
+            Hand::new(host, journal.sealed()?, progress).put_also_back()?;
+            let outcome = match state {
+                State::Done => Recovered::Forward,
+                State::Undone => Recovered::Undone,
+                _ => Recovered::Back,
+            };
+            (state, outcome)
+        }
         State::Done | State::TakenBack | State::Undone if !stands(host, journal) => {
-            return Ok(if journal.state() == State::Done { Recovered::AlreadyDone } else { Recovered::AlreadyBack });
+            if journal.state() != State::Done {
+                return Ok(Recovered::AlreadyBack);
+            }
+            let survey = Survey::of(host, journal.sealed()?, progress);
+            if survey.all_old() && !survey.all_new() {
+                return Err(contradicts(journal, "that it was undone", "the host is as before the commit"));
+            }
+            return Ok(Recovered::AlreadyDone);
         }
         State::Sealed => settle(journal.sealed()?, host, found, progress)?,
         // The journal was marked on another copy of this host, and this one was left in quarantine.
@@ -73,6 +92,15 @@ pub(super) fn foreign(journal: &Journal) -> Error {
     ))
 }
 
+/// The host shows that a later record was there.
+fn contradicts(journal: &Journal, record: &str, what: &str) -> Error {
+    Error::Corrupt {
+        structure: "journal's state records".into(),
+        at: journal.path().display().to_string(),
+        expected: format!("a record {record}, as {what}; nothing was written"),
+    }
+}
+
 const WRONG: &str =
     "these places hold neither what they held before nor what the commit writes, so somebody else wrote to the host";
 
@@ -82,19 +110,18 @@ fn take_back_unsealed(
     host: &HostVolume,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Recovered> {
-    let contradicts = |what: &str| Error::Corrupt {
-        structure: "journal's state records".into(),
-        at: journal.path().display().to_string(),
-        expected: format!("a record that it was sealed, as {what}; nothing was written"),
-    };
+    let contradicts = |what: &str| contradicts(journal, "that it was sealed", what);
     if stands(host, journal) {
         return Err(contradicts("the host is in quarantine"));
+    }
+    if journal.switch().any_blank(host) {
+        return Err(contradicts("the sectors of the host's quarantine are blank"));
     }
     if let Some(body) = journal.unsealed_body() {
         let sealed = Sealed { body, switch: journal.switch(), path: journal.path() };
         let survey = Survey::of(host, sealed, progress);
-        if survey.all_new() && !survey.all_old() {
-            return Err(contradicts("the host is in the new state"));
+        if survey.wrong.is_empty() && survey.not_old > survey.unreadable.len() as u64 {
+            return Err(contradicts("the host has contents that only a sealed commit writes"));
         }
     }
     mark(journal, State::TakenBack)?;
