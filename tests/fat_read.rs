@@ -5,7 +5,7 @@ mod fat_support;
 use std::collections::BTreeMap;
 
 use fat_support::*;
-use unimage::extent::{Offset, What};
+use unimage::extent::{LayerId, Offset, ReadAt, Volume, What};
 use unimage::fs::{FileSystem, Kind, Tree};
 
 /// Files of all sorts: fragmented, empty, long and foreign names, deep and large directories.
@@ -402,4 +402,53 @@ fn mutated_volumes_neither_panic_nor_hang() {
         }
     }
     assert!(start.elapsed().as_secs() < 120, "{:?}", start.elapsed());
+}
+
+/// A volume of which some ranges can't be read.
+struct Failing {
+    volume: Memory,
+    bad: Vec<std::ops::Range<u64>>,
+}
+
+impl ReadAt<Volume> for Failing {
+    fn id(&self) -> LayerId {
+        self.volume.id()
+    }
+    fn len(&self) -> u64 {
+        self.volume.len()
+    }
+    fn read_at(&self, at: Offset<Volume>, buf: &mut [u8]) -> unimage::error::Result<()> {
+        let end = at.get() + buf.len() as u64;
+        if self.bad.iter().any(|bad| bad.start < end && at.get() < bad.end) {
+            return Err(unimage::error::Error::io(format!("reading at {at}"), std::io::Error::from_raw_os_error(5)));
+        }
+        self.volume.read_at(at, buf)
+    }
+}
+
+#[test]
+fn sectors_that_can_not_be_read_cost_only_what_is_in_them() {
+    let good = small("32");
+    let reserved = u64::from(u16::from_le_bytes([good[14], good[15]])) * 512;
+    let table = u64::from(u32::from_le_bytes(good[0x24..0x28].try_into().unwrap())) * 512;
+    let open = |bad: Vec<std::ops::Range<u64>>| {
+        let volume = Failing { volume: Memory::new(good.clone()), bad };
+        unimage::fs::fat::open(std::sync::Arc::new(volume), Default::default()).unwrap().unwrap()
+    };
+    // The first table, the boot sector, another part of each table: nothing is missing.
+    let other = reserved + table + 8192;
+    for bad in [vec![reserved..reserved + table], vec![0..512], vec![reserved..reserved + 512, other..other + 512]] {
+        assert_eq!(listed(&*open(bad.clone())), (ALL.map(str::to_owned).to_vec(), vec![]), "{bad:?}");
+    }
+    // The same part of both: it is named.
+    let both = open(vec![reserved + 8192..reserved + 8200, other..other + 8]);
+    let (paths, problems) = listed(&*both);
+    assert_eq!(paths, ALL);
+    assert!(problems.len() == 1 && problems[0].contains("0x2000"), "{problems:?}");
+    assert_eq!(both.facts().free_units, None);
+    // A directory.
+    let dir = slot(&good, b"B          ") as u64 / 512 * 512;
+    let (paths, problems) = listed(&*open(std::iter::once(dir..dir + 512).collect()));
+    assert_eq!(paths, ["DIR", "a long name of a file.txt"]);
+    assert!(problems.iter().any(|p| p.contains("reading")), "{problems:?}");
 }

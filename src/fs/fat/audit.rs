@@ -100,9 +100,8 @@ impl Audit<'_> {
             return Err(wrong(self.new.boot.fat_at(0), "table", "entries 0, 1 and of bad clusters as before"));
         }
         if self.new.wide() {
-            let high =
-                |bytes: &[u8]| bytes.chunks_exact(4).map(|e| e.last().map_or(0, |b| b & 0xF0)).collect::<Vec<u8>>();
-            if high(old.bytes()) != high(bytes) {
+            let same = |(a, b): (&[u8], &[u8])| a.last().map(|b| b & 0xF0) == b.last().map(|b| b & 0xF0);
+            if !old.bytes().chunks_exact(4).zip(bytes.chunks_exact(4)).all(same) {
                 return Err(wrong(self.new.boot.fat_at(0), "table", "the upper four bits of all entries as before"));
             }
         }

@@ -333,3 +333,118 @@ impl FsInfo {
 pub fn fields<'a>(name: &'static str, at: u64, bytes: &'a [u8]) -> Fields<'a, Volume> {
     Fields::new(name, Offset::new(at), bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A boot sector as the specification lays it out.
+    fn encode(width: Width, sector: u16, cluster_sectors: u8, clusters: u32, serial: u32, state: u8) -> Vec<u8> {
+        let mut head = vec![0; HEAD];
+        let wide = width == Width::Fat32;
+        let root_entries: u16 = if wide { 0 } else { 512 };
+        let fat = width.bytes_for(u64::from(clusters) + 2).div_ceil(sector.into()) as u32;
+        let root = (u32::from(root_entries) * 32).div_ceil(sector.into());
+        let sectors = 8 + 2 * fat + root + clusters * u32::from(cluster_sectors);
+        let mut field = |at: usize, bytes: &[u8]| assert!(put(&mut head, at, bytes));
+        field(0x0B, &sector.to_le_bytes());
+        field(0x0D, &[cluster_sectors, 8, 0, 2]);
+        field(0x11, &root_entries.to_le_bytes());
+        field(0x15, &[0xF8]);
+        match u16::try_from(sectors) {
+            Ok(small) if !wide => field(0x13, &small.to_le_bytes()),
+            _ => field(0x20, &sectors.to_le_bytes()),
+        }
+        if wide {
+            field(0x24, &fat.to_le_bytes());
+            field(0x2C, &2u32.to_le_bytes());
+            field(0x30, &[1, 0, 6, 0]);
+        } else {
+            field(0x16, &(fat as u16).to_le_bytes());
+        }
+        let at = if wide { 0x41 } else { 0x25 };
+        field(at, &[state, 0x29]);
+        field(at + 2, &serial.to_le_bytes());
+        head
+    }
+
+    #[test]
+    fn the_width_follows_from_the_number_of_clusters() {
+        let all = [(4084, Width::Fat12), (4085, Width::Fat16), (65_524, Width::Fat16), (65_525, Width::Fat32)];
+        assert!(all.iter().all(|(clusters, width)| Width::of(*clusters) == *width));
+    }
+
+    #[test]
+    fn fields_that_no_volume_can_have() {
+        let good = encode(Width::Fat16, 512, 4, 5000, 1, 0);
+        assert!(Boot::decode(fields("boot", 0, &good)).is_ok());
+        for (at, bytes) in [
+            (0x0B, &[0, 0][..]),
+            (0x0B, &[1, 2]),
+            (0x0B, &[0, 0x20]),
+            (0x0D, &[0]),
+            (0x0D, &[3]),
+            (0x0E, &[0, 0]),
+            (0x10, &[0]),
+            (0x10, &[9]),
+            (0x15, &[0xF1]),
+            (0x13, &[9, 0]),
+            (0x16, &[0, 0]),
+            (0x11, &[0, 0]),
+        ] {
+            let mut bad = good.clone();
+            assert!(put(&mut bad, at, bytes));
+            let why = Boot::decode(fields("boot", 0, &bad)).map_err(|e| e.to_string());
+            assert!(why.as_ref().is_err_and(|why| why.contains("boot at volume offset")), "{at:#x}: {why:?}");
+        }
+        assert!(Boot::decode(fields("boot", 0, &good[..20])).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_boot_sector_comes_back(form in 0usize..3, n in 0u32..3_000_000, sector in 0u16..4, cluster in 0u32..8, serial: u32, state: u8) {
+            let (width, from, to) = [(Width::Fat12, 1, 4085), (Width::Fat16, 4085, 65_525), (Width::Fat32, 65_525, 3_000_000)][form];
+            let (clusters, sector) = (from + n % (to - from), 512 << sector);
+            let bytes = encode(width, sector, 1 << cluster, clusters, serial, state);
+            let boot = Boot::decode(fields("boot", 0, &bytes)).unwrap();
+            prop_assert_eq!((boot.width, boot.clusters, boot.sector, boot.cluster_sectors), (width, clusters, sector.into(), 1 << cluster));
+            prop_assert_eq!((boot.serial, boot.state, boot.short_table), (Some(serial), state, false));
+            prop_assert_eq!(boot.end(), boot.sector_at(boot.sectors));
+            let dirty = boot.with_state(bytes.clone(), true);
+            prop_assert_eq!(Boot::decode(fields("boot", 0, &dirty)).unwrap().state, state | STATE_DIRTY);
+            prop_assert!(Boot::decode(fields("boot", 0, &closed(bytes))).is_err());
+            for n in [2, clusters / 2 + 2, clusters + 1] {
+                prop_assert_eq!(boot.cluster_of(boot.cluster_at(n)), Some(n));
+                prop_assert_eq!(boot.cluster_of(boot.cluster_at(n) + 1), None);
+            }
+            prop_assert_eq!(boot.cluster_of(boot.end()), None);
+        }
+        #[test]
+        fn any_bytes_can_be_a_boot_sector(mut bytes in proptest::collection::vec(any::<u8>(), 512), sector in 0u16..5, cluster in 0u32..8) {
+            bytes[0x0B..0x0D].copy_from_slice(&(256u16 << sector).to_le_bytes());
+            bytes[0x0D] = 1 << cluster;
+            bytes[0x15] = 0xF8;
+            bytes[0x10] &= 3;
+            if let Ok(boot) = Boot::decode(fields("boot", 0, &bytes)) {
+                prop_assert!(boot.clusters > 0 && boot.has(2) && !boot.has(boot.clusters + 2));
+                prop_assert!(u64::from(boot.clusters) + 2 <= boot.width.entries_in(boot.fat_bytes()));
+            }
+        }
+        #[test]
+        fn fsinfo_comes_back(free: u32, next: u32, mut sector in proptest::collection::vec(any::<u8>(), 512)) {
+            sector[..4].copy_from_slice(b"RRaA");
+            sector[0x1E4..0x1E8].copy_from_slice(b"rrAa");
+            sector[0x1FC..].copy_from_slice(&[0, 0, 0x55, 0xAA]);
+            let new = FsInfo { free, next };
+            let encoded = new.encode(sector.clone());
+            prop_assert_eq!(FsInfo::decode(fields("FSInfo", 0, &encoded)).unwrap(), new);
+            prop_assert_eq!((&encoded[..0x1E8], &encoded[0x1F0..]), (&sector[..0x1E8], &sector[0x1F0..]));
+            for at in [0, 0x1E4, 0x1FE] {
+                let mut bad = sector.clone();
+                bad[at] ^= 1;
+                prop_assert!(FsInfo::decode(fields("FSInfo", 0, &bad)).is_err());
+            }
+        }
+    }
+}

@@ -3,6 +3,8 @@
 //! - [`layout`]: boot sector and FSInfo; [`table`]: the file allocation table and its chains; [`dirent`]: directory slots and
 //!   long names; `stamp`: dates; `names`: code page, 8.3 names, which names are the same. Pure, decoded and encoded.
 //! - `probe`: finds the boot sector, or its copy; [`read`]: the walk.
+//! - `refuse`: why a host must not be written; `grow`: its new and longer directories; `space`: free clusters for them and for
+//!   copies; `link`: the new table, and everything as one staging; `audit`: the new state read back by the reader.
 
 use std::sync::Arc;
 
