@@ -242,13 +242,12 @@ pub fn large_files() -> Guest {
     cached("large-files", |image| ntfs(image, 2 << 30, fill), seen_by_ntfs3g)
 }
 
-/// A handful of files in an image of 2 MiB, for hosts that are taken apart write by write: NTFS with 512-byte clusters,
-/// without a partition table.
-pub fn tiny_ntfs(path: &Path, len: u64) -> Seens {
+/// A handful of files, for hosts that are taken apart write by write: NTFS without a partition table.
+pub fn tiny_ntfs(path: &Path, len: u64, cluster: u32) -> Seens {
     File::create(path).unwrap().set_len(len).unwrap();
     {
         let on = Loop::attach(path, 0, 0, false);
-        ok("mkntfs", args!["-F", "-Q", "-q", "-c", "512", "-s", "512", "-p", "0", *on.device.as_os_str()]);
+        ok("mkntfs", args!["-F", "-Q", "-q", "-c", cluster.to_string(), "-s", "512", "-p", "0", *on.device.as_os_str()]);
     }
     {
         let mount = Mount::ntfs(path, 0, 0, "rw,streams_interface=windows,noatime");
@@ -297,8 +296,8 @@ fn cached(name: &str, make: impl FnOnce(&Path), list: impl FnOnce(&Path) -> Seen
     if !listing.exists() {
         for old in fs::read_dir(&dir).unwrap() {
             let old = old.unwrap().path();
-            let stem = old.file_name().unwrap().as_bytes();
-            if stem.strip_prefix(name.as_bytes()).is_some_and(|s| s.len() == 17 && (s.ends_with(b".img") || s.ends_with(b".tmp"))) {
+            let of = old.file_name().unwrap().as_bytes();
+            if of.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"-")) {
                 fs::remove_file(&old).unwrap();
             }
         }

@@ -218,23 +218,32 @@ impl Host {
     /// Checks everything that holds after a relink of this guest into `/out`: its files, where the manifest says that
     /// they are, the older files, the checker, the image gone, nothing lost.
     #[track_caller]
-    pub fn relinked(&self, rows: &[super::host::Row], guest: &Seens) {
+    pub fn relinked(&self, rows: &[Row], guest: &Seens) {
         assert_eq!(self.fsck(), Vec::<String>::new(), "fsck.fat -n -v after relink");
-        let mut expected = self.older.clone();
+        let (mut expected, mut names) = (self.older.clone(), std::collections::BTreeSet::new());
+        let mut by_path = std::collections::BTreeMap::new();
+        for row in rows {
+            assert!(by_path.insert(row.path.as_str(), row).is_none(), "two rows for {:?}", row.path);
+        }
         for (path, seen) in guest {
-            let row: Vec<&Row> = rows.iter().filter(|r| r.path == *path).collect();
-            assert_eq!(row.len(), 1, "one row of the plan for {path:?}");
-            let to = row[0].written.as_ref().unwrap_or_else(|| panic!("{path:?} is not written: {:?}", row[0]));
-            let to = as_mcopy_writes(to.trim_start_matches('/'));
-            assert!(expected.insert(format!("out/{to}"), seen.clone()).is_none(), "two files at {to:?}");
+            let row = by_path.get(path.as_str()).unwrap_or_else(|| panic!("no row for {path:?}"));
+            assert_eq!(row.size, seen.size, "size of {path:?} in its row");
+            let to = row.written.as_ref().unwrap_or_else(|| panic!("{path:?} is not written: {row:?}"));
+            names.insert(format!("out/{to}"));
+            assert!(expected.insert(format!("out/{}", as_mcopy_writes(to)), seen.clone()).is_none(), "two files at {to:?}");
         }
         let (got, paths) = self.tree();
         same_tree(&expected, &got, "the host after relink, read by mcopy");
-        // The names in full, those outside of the basic plane too, by the other reader.
-        for row in rows.iter().filter(|r| guest.contains_key(&r.path)) {
-            let to = format!("out/{}", row.written.as_ref().unwrap().trim_start_matches('/'));
-            assert!(paths.binary_search(&to).is_ok(), "fls has no {to:?}");
+        // FAT has times of two seconds; the streams of a file have none of their own.
+        for (path, want) in expected.iter().filter(|(_, s)| s.mtime != 0) {
+            let late = want.mtime - got[path].mtime;
+            assert!((0..2_000_000_000).contains(&late), "time of {path:?}: {} for {}", got[path].mtime, want.mtime);
         }
+        // The names in full, those outside of the basic plane too, by the other reader; and no others.
+        let older: Vec<_> = self.older.keys().cloned().collect();
+        let listed: Vec<_> = paths.iter().filter(|p| !p.ends_with('/')).cloned().collect();
+        names.extend(older);
+        assert_eq!(listed, names.into_iter().collect::<Vec<_>>(), "paths by fls");
         assert!(!paths.iter().any(|p| p == IMAGE), "the image is still there");
         // Every cluster in use belongs to a file or directory (else fsck.fat had said so); the sum says the rest.
         let files: u64 = expected.values().map(|s| s.size.div_ceil(self.fat.cluster)).sum();
@@ -291,13 +300,21 @@ pub fn json_lines(stdout: &str) -> (serde_json::Value, Vec<serde_json::Value>, s
 pub fn rows(stdout: &str) -> Vec<Row> {
     let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
     let entries = json_lines(stdout).1;
+    let raw = |v: &serde_json::Value, name: &str| {
+        // A name that is no plain text is written escaped, and as it is in base64 beside it.
+        use base64::Engine;
+        match v[format!("{name}_raw")].as_str() {
+            Some(b) => String::from_utf8(base64::engine::general_purpose::STANDARD.decode(b).unwrap()).unwrap(),
+            None => text(&v[name]),
+        }
+    };
     let row = |v: &serde_json::Value| Row {
-        path: text(&v["path"]),
+        path: raw(v, "path"),
         kind: text(&v["kind"]),
         size: v["size"].as_u64().unwrap_or(0),
         verdict: text(&v["verdict"]),
         reason: text(&v["reason"]),
-        written: v["written"].as_str().map(str::to_owned),
+        written: v["written"].as_str().map(|_| raw(v, "written")),
     };
     entries.iter().map(row).collect()
 }
