@@ -42,7 +42,7 @@ pub struct Host {
     pub dir: tempfile::TempDir,
     /// The file.
     pub file: PathBuf,
-    /// The host's address, which `//IMAGE` may follow.
+    /// The host volume's address.
     pub address: String,
     /// Its first byte.
     pub base: u64,
@@ -180,7 +180,11 @@ impl Host {
     }
     /// The address of the image.
     pub fn image(&self) -> String {
-        format!("{}//{}", self.address, IMAGE.to_ascii_lowercase())
+        self.path(&IMAGE.to_ascii_lowercase())
+    }
+    /// The address of a path on the host.
+    pub fn path(&self, path: &str) -> String {
+        format!("{}{}{path}", self.address, if self.base == 0 { "//" } else { "/" })
     }
     /// Runs `relink` of the image into `/out`.
     #[track_caller]
@@ -295,26 +299,27 @@ pub fn json_lines(stdout: &str) -> (serde_json::Value, Vec<serde_json::Value>, s
     (first.clone(), lines.iter().filter(|l| kind(l) == "entry").cloned().collect(), last.clone())
 }
 
+/// A name or path of a row: where it is no plain text it is escaped, and as it is in base64 beside it.
+pub fn raw_text(row: &serde_json::Value, field: &str) -> String {
+    use base64::Engine;
+    match row[format!("{field}_raw")].as_str() {
+        Some(b) => String::from_utf8(base64::engine::general_purpose::STANDARD.decode(b).unwrap()).unwrap(),
+        None => row[field].as_str().unwrap_or_default().to_owned(),
+    }
+}
+
 /// The rows of `plan --json` or `relink --json`.
 #[track_caller]
 pub fn rows(stdout: &str) -> Vec<Row> {
     let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
     let entries = json_lines(stdout).1;
-    let raw = |v: &serde_json::Value, name: &str| {
-        // A name that is no plain text is written escaped, and as it is in base64 beside it.
-        use base64::Engine;
-        match v[format!("{name}_raw")].as_str() {
-            Some(b) => String::from_utf8(base64::engine::general_purpose::STANDARD.decode(b).unwrap()).unwrap(),
-            None => text(&v[name]),
-        }
-    };
     let row = |v: &serde_json::Value| Row {
-        path: raw(v, "path"),
+        path: raw_text(v, "path"),
         kind: text(&v["kind"]),
         size: v["size"].as_u64().unwrap_or(0),
         verdict: text(&v["verdict"]),
         reason: text(&v["reason"]),
-        written: v["written"].as_str().map(|_| raw(v, "written")),
+        written: v["written"].as_str().map(|_| raw_text(v, "written")),
     };
     entries.iter().map(row).collect()
 }
