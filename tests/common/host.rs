@@ -245,9 +245,14 @@ impl Host {
         }
         // The names in full, those outside of the basic plane too, by the other reader; and no others.
         let older: Vec<_> = self.older.keys().cloned().collect();
-        let listed: Vec<_> = paths.iter().filter(|p| !p.ends_with('/')).cloned().collect();
+        let listed: std::collections::BTreeSet<_> = paths.iter().filter(|p| !p.ends_with('/')).cloned().collect();
         names.extend(older);
-        assert_eq!(listed, names.into_iter().collect::<Vec<_>>(), "paths by fls");
+        // `fls` cuts the longest names of FAT; `mcopy` above has read them in full.
+        let short = |p: &String| p.rsplit('/').next().unwrap().len() <= 240;
+        names.retain(short);
+        let listed: std::collections::BTreeSet<_> = listed.into_iter().filter(short).collect();
+        let differ: Vec<_> = names.symmetric_difference(&listed).collect();
+        assert!(differ.is_empty(), "only the plan or only fls has the paths {differ:?}");
         assert!(!paths.iter().any(|p| p == IMAGE), "the image is still there");
         // Every cluster in use belongs to a file or directory (else fsck.fat had said so); the sum says the rest.
         let files: u64 = expected.values().map(|s| s.size.div_ceil(self.fat.cluster)).sum();

@@ -40,7 +40,7 @@ impl Out {
 
 impl std::fmt::Display for Out {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let cut = |s: &str| s.chars().take(4000).collect::<String>();
+        let cut = |s: &str| s.chars().take(1500).collect::<String>();
         write!(f, "{}\nexit {}\n--- stdout\n{}\n--- stderr\n{}", self.line, self.code, cut(&self.stdout), cut(&self.stderr))
     }
 }
