@@ -107,7 +107,8 @@ fn a_damaged_record_is_named_with_its_offset_and_the_rest_is_listed() {
     // The record of one file: found by its name, its signature is destroyed.
     let bytes = fs::read(&image).unwrap();
     let name: Vec<u8> = "file number 5.txt".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let places: Vec<usize> = bytes.windows(name.len()).enumerate().filter(|(_, w)| *w == name).map(|(i, _)| i).collect();
+    let places: Vec<usize> =
+        bytes.windows(name.len()).enumerate().filter(|(_, w)| *w == name).map(|(i, _)| i).collect();
     let record = places.iter().map(|p| p / 1024 * 1024).find(|r| &bytes[*r..*r + 4] == b"FILE").unwrap();
     OpenOptions::new().write(true).open(&image).unwrap().write_all_at(b"XXXX", record as u64).unwrap();
     let out = bounded(&["ls", "-R", "--json", image.to_str().unwrap()]);

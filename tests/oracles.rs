@@ -89,7 +89,10 @@ fn the_small_corpus_has_the_forms_that_it_promises() {
     for path in ["more/clash:a", "more:of the folder", "names/README.txt", "names/readme.txt", "names/CON.txt"] {
         assert!(guest.files.contains_key(path), "{path}");
     }
-    let packed = common::ok("istat", ["-o", "2048", guest.image.to_str().unwrap(), &inode(&guest.image, "compressed/text 5.log")]);
+    let packed = common::ok(
+        "istat",
+        ["-o", "2048", guest.image.to_str().unwrap(), &inode(&guest.image, "compressed/text 5.log")],
+    );
     assert!(packed.contains("Compressed"), "{packed}");
 }
 

@@ -214,7 +214,11 @@ fn one_volume_of_the_image_into_a_folder_that_exists() {
     let done = unimage(a).exits(0);
     assert_eq!(host.fsck(), Vec::<String>::new());
     let (got, _) = host.tree();
-    common::same_tree(&host.older, &got.iter().filter(|(p, _)| host.older.contains_key(*p)).map(|(p, s)| (p.clone(), s.clone())).collect(), "older files");
+    common::same_tree(
+        &host.older,
+        &got.iter().filter(|(p, _)| host.older.contains_key(*p)).map(|(p, s)| (p.clone(), s.clone())).collect(),
+        "older files",
+    );
     for row in rows(&done.stdout).iter().filter(|r| files.contains_key(&r.path)) {
         let to = format!("Older folder/below it/{}", common::host::as_mcopy_writes(row.written.as_ref().unwrap()));
         assert_eq!(got[&to].sha, files[&row.path].sha, "{to}");
@@ -257,7 +261,8 @@ fn the_manifest_is_the_plan_of_the_commit() {
     let dir = scratch();
     let image = dir.path().join("guest");
     let files = guest::fat(&image, 4 << 20, 12, 4);
-    let host = Host::new(Shape { width: 16, cluster_sectors: 4, len: 40 << 20, place: Place::Bare, fragments: 1 }, &image);
+    let host =
+        Host::new(Shape { width: 16, cluster_sectors: 4, len: 40 << 20, place: Place::Bare, fragments: 1 }, &image);
     let manifest = dir.path().join("manifest.jsonl");
     let done = host.relink(&["--commit", "--json", "--manifest", manifest.to_str().unwrap()]).exits(0);
     let text = fs::read_to_string(&manifest).unwrap();
@@ -277,7 +282,8 @@ fn slack_is_zeroed_or_kept_as_asked() {
         host.relinked(&rows, &below("p1", &files));
         let mut dirty = 0;
         for row in rows.iter().filter(|r| r.path.starts_with("p1/cut/") && r.kind == "file") {
-            dirty += usize::from(tail(&host, &format!("out/{}", row.written.as_ref().unwrap())).iter().any(|b| *b != 0));
+            dirty +=
+                usize::from(tail(&host, &format!("out/{}", row.written.as_ref().unwrap())).iter().any(|b| *b != 0));
         }
         assert_eq!(dirty == 0, zero, "--slack {how}: {dirty} tails");
         host.journal_verb("undo").exits(0);
@@ -297,15 +303,12 @@ fn tail(host: &Host, path: &str) -> Vec<u8> {
     let size: u64 = stat.lines().find_map(|l| l.strip_prefix("Size: ")).unwrap().parse().unwrap();
     let sectors: Vec<u64> =
         stat.split("Sectors:").nth(1).unwrap().split_whitespace().map_while(|w| w.parse().ok()).collect();
+    // The last sector that is listed is that of the last byte; those of its cluster follow it.
     let last = (size - 1) / 512;
-    let end = (size.div_ceil(host.fat.cluster) * host.fat.cluster).min(sectors.len() as u64 * 512);
-    let mut bytes = Vec::new();
+    let behind = host.fat.cluster - (size - 1) % host.fat.cluster - 1;
+    let mut bytes = vec![0; behind as usize];
     let f = fs::File::open(Path::new(file)).unwrap();
-    for s in last..end / 512 {
-        let mut sector = vec![0; 512];
-        f.read_exact_at(&mut sector, sectors[s as usize] * 512).unwrap();
-        bytes.extend(if s == last { sector.split_off((size - last * 512) as usize) } else { sector });
-    }
+    f.read_exact_at(&mut bytes, sectors[last as usize] * 512 + (size - 1) % 512 + 1).unwrap();
     bytes
 }
 

@@ -21,7 +21,9 @@ fn listed(address: &str) -> (BTreeMap<String, (u64, i128)>, Vec<String>) {
         match row["kind"].as_str().unwrap() {
             "dir" => dirs.push(path),
             "file" | "stream" => {
-                let time = row["mtime"].as_str().map_or(0, |t| OffsetDateTime::parse(t, &Rfc3339).unwrap().unix_timestamp_nanos());
+                let time = row["mtime"]
+                    .as_str()
+                    .map_or(0, |t| OffsetDateTime::parse(t, &Rfc3339).unwrap().unix_timestamp_nanos());
                 let time = if row["kind"] == "stream" { 0 } else { time };
                 assert!(files.insert(path.clone(), (row["size"].as_u64().unwrap(), time)).is_none(), "twice: {path}");
             }
@@ -194,7 +196,10 @@ fn maps_are_those_of_istat() {
         }
         // Clusters beyond the initialized size are there, and read as zeros: istat lists them, the map says zero.
         for (i, cluster) in clusters.iter().enumerate() {
-            assert!(*cluster == expected[i] || *cluster == 0 && path.starts_with("sparse"), "{path}: cluster {i}: {clusters:?} {expected:?}");
+            assert!(
+                *cluster == expected[i] || *cluster == 0 && path.starts_with("sparse"),
+                "{path}: cluster {i}: {clusters:?} {expected:?}"
+            );
         }
         expected.truncate(clusters.len());
         assert_eq!(clusters.len(), expected.len(), "{path}");

@@ -137,7 +137,8 @@ impl Fat {
                 match self.width {
                     12 => {
                         let (p, old) = (i + i / 2, u16_at(&b, i + i / 2) as u16);
-                        let new = if i % 2 == 0 { old & 0xF000 | entry as u16 } else { old & 0x000F | (entry as u16) << 4 };
+                        let new =
+                            if i % 2 == 0 { old & 0xF000 | entry as u16 } else { old & 0x000F | (entry as u16) << 4 };
                         b[p..p + 2].copy_from_slice(&new.to_le_bytes());
                     }
                     16 => b[i * 2..i * 2 + 2].copy_from_slice(&(entry as u16).to_le_bytes()),
@@ -155,9 +156,9 @@ impl Fat {
         }
     }
     /// Puts the file `from` into the root directory as `name` (8.3, upper case), in about `fragments` runs, in an order
-    /// of their own (as is, when 1). Holes of `from` stay holes of the host's file.
+    /// of their own (in one piece, when 1). Holes of `from` stay holes of the host's file. Gives the first cluster.
     #[track_caller]
-    pub fn place(&self, path: &Path, from: &Path, name: &str, fragments: u64) {
+    pub fn place(&self, path: &Path, from: &Path, name: &str, fragments: u64) -> u32 {
         let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
         let source = File::open(from).unwrap();
         let size = source.metadata().unwrap().len();
@@ -169,7 +170,10 @@ impl Fat {
         let mut noise = Noise::new(fragments);
         let run = need.div_ceil(fragments).max(1) as usize;
         let mut runs: Vec<Vec<u32>> = Vec::new();
-        let (mut left, mut i) = (need as usize, 0);
+        let whole =
+            |i: &usize| free.get(i + need as usize - 1).is_some_and(|last| *last as u64 == free[*i] as u64 + need - 1);
+        let first = if fragments == 1 { (0..free.len()).find(whole).expect("room in one piece") } else { 0 };
+        let (mut left, mut i) = (need as usize, first);
         while left > 0 {
             let n = run.min(left);
             runs.push(free[i..i + n].to_vec());
@@ -215,6 +219,7 @@ impl Fat {
         let slots = read(&file, root, len);
         let slot = slots.chunks(32).position(|s| s[0] == 0).expect("a free slot in the root directory") as u64;
         file.write_all_at(&entry, root + slot * 32).unwrap();
+        first
     }
 }
 

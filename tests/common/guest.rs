@@ -51,7 +51,10 @@ pub fn ntfs(path: &Path, len: u64, fill: impl FnOnce(&Path)) {
     let part = part_len(path);
     {
         let on = Loop::attach(path, PART, part, false);
-        ok("mkntfs", args!["-F", "-Q", "-q", "-c", "4096", "-s", "512", "-p", "2048", "-L", "GUEST", *on.device.as_os_str()]);
+        ok(
+            "mkntfs",
+            args!["-F", "-Q", "-q", "-c", "4096", "-s", "512", "-p", "2048", "-L", "GUEST", *on.device.as_os_str()],
+        );
     }
     let mount = Mount::ntfs(path, PART, part, "rw,streams_interface=windows,compression,big_writes,noatime");
     fill(&mount.dir);
@@ -106,7 +109,8 @@ fn write(path: &Path, bytes: &[u8]) {
 
 fn dated(path: &Path, noise: &mut Noise) {
     // Odd seconds and fractions too: between 1998 and 2023, in 100 ns.
-    let time = UNIX_EPOCH + Duration::new(883_612_800 + noise.below(800_000_000), (noise.below(10_000_000) * 100) as u32);
+    let time =
+        UNIX_EPOCH + Duration::new(883_612_800 + noise.below(800_000_000), (noise.below(10_000_000) * 100) as u32);
     File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
@@ -167,7 +171,8 @@ pub fn special(root: &Path, noise: &mut Noise) {
     }
     // Files that grew in turns, so that the driver gave each cluster to another one.
     let frag = dir("fragmented");
-    let open = |i: usize| OpenOptions::new().append(true).create(true).open(frag.join(format!("grown {i}.bin"))).unwrap();
+    let open =
+        |i: usize| OpenOptions::new().append(true).create(true).open(frag.join(format!("grown {i}.bin"))).unwrap();
     for _ in 0..40 {
         for i in 0..6 {
             let mut file = open(i);
@@ -247,7 +252,10 @@ pub fn tiny_ntfs(path: &Path, len: u64, cluster: u32) -> Seens {
     File::create(path).unwrap().set_len(len).unwrap();
     {
         let on = Loop::attach(path, 0, 0, false);
-        ok("mkntfs", args!["-F", "-Q", "-q", "-c", cluster.to_string(), "-s", "512", "-p", "0", *on.device.as_os_str()]);
+        ok(
+            "mkntfs",
+            args!["-F", "-Q", "-q", "-c", cluster.to_string(), "-s", "512", "-p", "0", *on.device.as_os_str()],
+        );
     }
     {
         let mount = Mount::ntfs(path, 0, 0, "rw,streams_interface=windows,noatime");
@@ -302,8 +310,10 @@ fn cached(name: &str, make: impl FnOnce(&Path), list: impl FnOnce(&Path) -> Seen
             }
         }
         make(&image);
-        let lines: Vec<String> =
-            list(&image).iter().map(|(p, s)| format!("{}\t{}\t{}\t{}", s.size, s.sha, s.mtime, p.escape_default())).collect();
+        let lines: Vec<String> = list(&image)
+            .iter()
+            .map(|(p, s)| format!("{}\t{}\t{}\t{}", s.size, s.sha, s.mtime, p.escape_default()))
+            .collect();
         let part = listing.with_extension("tmp");
         fs::write(&part, lines.join("\n")).unwrap();
         fs::rename(&part, &listing).unwrap();

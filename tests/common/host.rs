@@ -88,12 +88,20 @@ impl Host {
             Place::Bare => all.set_len(shape.len).unwrap(),
             Place::Gpt => {
                 all.set_len(base + shape.len + (1 << 20)).unwrap();
-                table(&file, &format!("label: gpt\nstart=2048, size=1024, type=L\nstart={start}, size={sectors}, type=U\n"));
+                table(
+                    &file,
+                    &format!("label: gpt\nstart=2048, size=1024, type=L\nstart={start}, size={sectors}, type=U\n"),
+                );
             }
             Place::Logical => {
                 all.set_len(base + shape.len + (1 << 20)).unwrap();
                 let rest = sectors + start - 3072;
-                table(&file, &format!("label: dos\nstart=2048, size=512, type=83\nstart=3072, size={rest}, type=5\nstart={start}, size={sectors}, type=c\n"));
+                table(
+                    &file,
+                    &format!(
+                        "label: dos\nstart=2048, size=512, type=83\nstart=3072, size={rest}, type=5\nstart={start}, size={sectors}, type=c\n"
+                    ),
+                );
             }
         }
         {
@@ -101,7 +109,18 @@ impl Host {
             let device = on.as_ref().map_or(file.as_os_str(), |l| l.device.as_os_str());
             ok(
                 "mkfs.fat",
-                args!["-F", shape.width.to_string(), "-s", shape.cluster_sectors.to_string(), "-S", "512", "-n", "HOST", "--mbr=n", *device],
+                args![
+                    "-F",
+                    shape.width.to_string(),
+                    "-s",
+                    shape.cluster_sectors.to_string(),
+                    "-S",
+                    "512",
+                    "-n",
+                    "HOST",
+                    "--mbr=n",
+                    *device
+                ],
             );
         }
         let mut host = Self {
@@ -234,7 +253,10 @@ impl Host {
             assert_eq!(row.size, seen.size, "size of {path:?} in its row");
             let to = row.written.as_ref().unwrap_or_else(|| panic!("{path:?} is not written: {row:?}"));
             names.insert(format!("out/{to}"));
-            assert!(expected.insert(format!("out/{}", as_mcopy_writes(to)), seen.clone()).is_none(), "two files at {to:?}");
+            assert!(
+                expected.insert(format!("out/{}", as_mcopy_writes(to)), seen.clone()).is_none(),
+                "two files at {to:?}"
+            );
         }
         let (got, paths) = self.tree();
         same_tree(&expected, &got, "the host after relink, read by mcopy");
@@ -258,7 +280,10 @@ impl Host {
         let files: u64 = expected.values().map(|s| s.size.div_ceil(self.fat.cluster)).sum();
         let dirs = paths.iter().filter(|p| p.ends_with('/')).count() as u64 + 1;
         let used = u64::from(self.fat.clusters - self.fat.free(&self.file));
-        assert!(used >= files && used <= files + dirs * 64, "{used} clusters in use for {files} of files and {dirs} directories");
+        assert!(
+            used >= files && used <= files + dirs * 64,
+            "{used} clusters in use for {files} of files and {dirs} directories"
+        );
     }
     /// A mount through which the host can be read, whatever lies around it.
     #[track_caller]

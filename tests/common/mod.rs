@@ -41,7 +41,14 @@ impl Out {
 impl std::fmt::Display for Out {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let cut = |s: &str| s.chars().take(1500).collect::<String>();
-        write!(f, "{}\nexit {}\n--- stdout\n{}\n--- stderr\n{}", self.line, self.code, cut(&self.stdout), cut(&self.stderr))
+        write!(
+            f,
+            "{}\nexit {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.line,
+            self.code,
+            cut(&self.stdout),
+            cut(&self.stderr)
+        )
     }
 }
 
@@ -140,6 +147,7 @@ impl Drop for Loop {
 pub struct Mount {
     /// Where it is seen.
     pub dir: PathBuf,
+    what: PathBuf,
     on: Option<Loop>,
     at: tempfile::TempDir,
 }
@@ -166,7 +174,7 @@ impl Mount {
             assert!(Instant::now() < until, "{command:?}: nothing mounted\n{said}");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { dir, on, at }
+        Self { dir, what: what.canonicalize().unwrap(), on, at }
     }
     /// NTFS on a part of an image file, by `ntfs-3g`.
     #[track_caller]
@@ -196,8 +204,23 @@ impl Drop for Mount {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        // The server may still be writing when the mount is gone already.
+        for _ in 0..200 {
+            if !held(&self.what) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         drop(self.on.take());
     }
+}
+
+/// Whether another process has this file open.
+fn held(what: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let others = fs::read_dir("/proc").unwrap().flatten().filter(|p| p.file_name().to_str() != Some(&own));
+    let mut open = others.filter_map(|p| fs::read_dir(p.path().join("fd")).ok()).flatten().flatten();
+    open.any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == what))
 }
 
 /// SHA-256 in hexadecimal.
