@@ -143,9 +143,11 @@ fn contents_are_those_that_ntfs3g_shows() {
     }
 }
 
-/// The extents that `map` prints: start, length, and where in the volume and on the ground; none for zeros.
+/// A line of `map`: start, length, and where in the volume and on the ground; none for zeros.
+type Piece = (u64, u64, Option<(u64, u64)>);
+
 #[track_caller]
-fn mapped(address: &str) -> Vec<(u64, u64, Option<(u64, u64)>)> {
+fn mapped(address: &str) -> Vec<Piece> {
     let out = unimage(["map", "--json", address]).exits(0);
     let mut pieces = Vec::new();
     for line in out.stdout.lines() {
