@@ -297,7 +297,7 @@ fn tail(host: &Host, path: &str) -> Vec<u8> {
     let file = host.file.to_str().unwrap();
     let list = common::ok("fls", ["-r", "-p", "-u", "-f", "fat32", file]);
     let line = list.lines().find(|l| l.split('\t').nth(1) == Some(path)).unwrap();
-    let inode = line.split(' ').nth(1).unwrap().trim_end_matches(':').trim_end_matches(|c: char| c == '\t').to_owned();
+    let inode = line.split(' ').nth(1).unwrap();
     let inode = inode.split(':').next().unwrap();
     let stat = run("istat", ["-f", "fat32", file, inode]).exits(0).stdout;
     let size: u64 = stat.lines().find_map(|l| l.strip_prefix("Size: ")).unwrap().parse().unwrap();
