@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
-use crate::fs::host::HostImage;
+use crate::fs::host::{HostImage, Job};
 use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
 use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
 use crate::relink::rest::{Rest, name_of};
@@ -84,8 +84,17 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     rest.outside(level)?;
     let Rest { lost, mut refusals, .. } = rest;
 
-    refusals.extend(host.refusals(&image)?);
+    let mut unfit = host.refusals(&image)?;
     let space = &plan.totals.space;
+    if unfit.is_empty() && space.fits() {
+        // What no sum of the plan tells: a directory that can't grow, names that are the same to the host.
+        let job = Job { tree: &plan.tree, image: &image, zero_slack: plan.zero_slack };
+        match host.link(&job) {
+            Err(Error::Refused(why)) => unfit.push(why),
+            other => drop(other?),
+        }
+    }
+    refusals.append(&mut unfit);
     if !space.fits() {
         refusals.push(format!(
             "not enough free space on the host: {} bytes needed, {} free",

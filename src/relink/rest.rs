@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Space, What};
-use crate::fs::{EntryId, Kind, ObjectId, Tree};
+use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Row, Verdict};
 use crate::relink::{Lost, Options};
 use crate::stack::{Guest, Level};
@@ -57,11 +57,12 @@ impl<'o> Rest<'o> {
                         return Ok(());
                     }
                 };
-                let files = files_of(&tree, |_| true);
-                if files.0 > 0 {
-                    let what = format!("{} of a {kind} file system that the address does not name", counted(files.0));
-                    self.rest(name, what, Some(files.1));
+                let left = Left::of(&tree, &BTreeSet::new(), None);
+                if let Some(words) = left.words() {
+                    let what = format!("{words} of a {kind} file system that the address does not name");
+                    self.rest(name, what, Some(left.bytes));
                 }
+                self.nameless(name, &tree);
                 if !tree.problems().is_empty() {
                     self.damage(name, &tree);
                 }
@@ -83,17 +84,12 @@ impl<'o> Rest<'o> {
         let rows = || plan.rows.iter().filter(|r| r.volume == volume);
         if guest.part != Part::All {
             let kept: BTreeSet<EntryId> = rows().filter_map(|r| r.entry).collect();
-            let files = files_of(tree, |e| !kept.contains(&e));
-            if files.0 > 0 {
-                let what = format!("{} that the address does not name", counted(files.0));
-                self.rest(name, what, Some(files.1));
+            let left = Left::of(tree, &kept, Some(guest.part));
+            if let Some(words) = left.words() {
+                self.rest(name, format!("{words} that the address does not name"), Some(left.bytes));
             }
         }
-        let nameless = nameless(tree);
-        if nameless.0 > 0 {
-            let what = format!("{} that no directory leads to", counted(nameless.0));
-            self.rest(name, what, Some(nameless.1));
-        }
+        self.nameless(name, tree);
         let sum = |reasons: &[Reason]| {
             let skipped =
                 rows().filter(|r| r.verdict == Verdict::Skip && r.reason.is_some_and(|r| reasons.contains(&r)));
@@ -121,6 +117,14 @@ impl<'o> Rest<'o> {
         }
     }
 
+    /// Objects with contents that are reached by no name.
+    fn nameless(&mut self, name: &str, tree: &Tree) {
+        let nameless = nameless(tree);
+        if nameless.0 > 0 {
+            let what = format!("{} that no directory leads to", counted(nameless.0));
+            self.rest(name, what, Some(nameless.1));
+        }
+    }
     /// Damage that the walk met: what it hides is not known.
     fn damage(&mut self, name: &str, tree: &Tree) {
         let own = |object: Option<ObjectId>| object.is_some_and(|o| tree.object(o).system);
@@ -189,17 +193,80 @@ fn size_of_object(tree: &Tree, object: ObjectId) -> u64 {
     tree.streams(object).fold(0, |sum, s| sum.saturating_add(tree.stream(s).size))
 }
 
-/// Files of the user, by their names, of the entries that `which` chooses; and their bytes.
-fn files_of(tree: &Tree, which: impl Fn(EntryId) -> bool) -> (u64, u64) {
-    let mut sum = (0u64, 0u64);
-    for (entry, _) in tree.order() {
-        let id = tree.entry(entry).object;
-        let object = tree.object(id);
-        if object.kind != Kind::Dir && !object.system && which(entry) {
-            sum = (sum.0.saturating_add(1), sum.1.saturating_add(size_of_object(tree, id)));
+/// What of the user's a walk holds beside what is written.
+#[derive(Default)]
+struct Left {
+    /// Files, by their names.
+    files: u64,
+    /// Folders with nothing in them; any other is told by what it holds.
+    folders: u64,
+    /// Named streams of folders, and of a file of which only one stream is written.
+    streams: u64,
+    /// The bytes of all of these.
+    bytes: u64,
+}
+
+impl Left {
+    /// Of a walk, without the entries `kept` and what `part` names.
+    fn of(tree: &Tree, kept: &BTreeSet<EntryId>, part: Option<Part>) -> Self {
+        let mut left = Self::default();
+        left.named(tree, tree.root());
+        for (entry, _) in tree.order() {
+            let id = tree.entry(entry).object;
+            let object = tree.object(id);
+            match part {
+                _ if object.system => {}
+                Some(Part::Stream(only, stream)) if only == entry => left.beside(tree, id, stream),
+                _ if kept.contains(&entry) => {}
+                _ if object.kind != Kind::Dir => {
+                    left.files = left.files.saturating_add(1);
+                    left.bytes = left.bytes.saturating_add(size_of_object(tree, id));
+                }
+                // Its contents and its streams are what is written.
+                Some(Part::Entry(top)) if top == entry => {}
+                _ => {
+                    left.folders = left.folders.saturating_add(tree.children(id).is_empty().into());
+                    left.named(tree, id);
+                }
+            }
+        }
+        left
+    }
+    /// The named streams of a folder.
+    fn named(&mut self, tree: &Tree, folder: ObjectId) {
+        for stream in tree.streams(folder).filter(|s| tree.stream_name(*s).is_some()) {
+            self.streams = self.streams.saturating_add(1);
+            self.bytes = self.bytes.saturating_add(tree.stream(stream).size);
         }
     }
-    sum
+    /// What an object has beside one of its streams.
+    fn beside(&mut self, tree: &Tree, object: ObjectId, kept: StreamId) {
+        for stream in tree.streams(object).filter(|s| *s != kept) {
+            let size = tree.stream(stream).size;
+            match tree.stream_name(stream) {
+                Some(_) => self.streams = self.streams.saturating_add(1),
+                None => self.files = self.files.saturating_add((size > 0).into()),
+            }
+            self.bytes = self.bytes.saturating_add(size);
+        }
+    }
+    /// How many of each; none where nothing is left.
+    fn words(&self) -> Option<String> {
+        let some = |n: u64, one: &str, more: &str| match n {
+            0 => None,
+            1 => Some(format!("1 {one}")),
+            n => Some(format!("{n} {more}")),
+        };
+        let words: Vec<String> = [
+            some(self.files, "file", "files"),
+            some(self.folders, "empty folder", "empty folders"),
+            some(self.streams, "named stream", "named streams"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
 }
 
 /// Objects with contents that are reached by no name, and their bytes.
@@ -251,4 +318,48 @@ fn zeros<S: Space>(layer: &dyn ReadAt<S>, start: u64, len: u64) -> Result<bool> 
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::{Form, NewStream, Object, Times, TreeBuilder};
+
+    fn words(tree: &Tree, kept: &[EntryId], part: Part) -> (Option<String>, u64) {
+        let left = Left::of(tree, &kept.iter().copied().collect(), Some(part));
+        (left.words(), left.bytes)
+    }
+
+    #[test]
+    fn streams_and_empty_folders_that_the_address_does_not_name_are_told() {
+        let mut builder = TreeBuilder::new();
+        let object = |kind| {
+            let (times, system) = (Times::default(), false);
+            Object { kind, number: 0, times, attributes: 0, mode: None, owner: None, system }
+        };
+        let [root, folder, empty] = [Kind::Dir; 3].map(|kind| builder.object(object(kind)));
+        let file = builder.object(object(Kind::File));
+        let in_root = builder.entry(root, b"folder", folder);
+        builder.entry(root, b"empty", empty);
+        let in_folder = builder.entry(folder, b"file", file);
+        for (of, name, size) in
+            [(root, Some(&b"r"[..]), 1), (folder, Some(b"f"), 10), (file, None, 100), (file, Some(b"s"), 1000)]
+        {
+            builder.stream(of, NewStream { name, size, valid: size, form: Form::Inline, locator: 0 }, []);
+        }
+        let tree = builder.finish(root);
+        let stream = |named: bool| tree.streams(file).find(|s| tree.stream_name(*s).is_some() == named).unwrap();
+        let say = |words: &str| Some(words.to_owned());
+        let rest = "1 empty folder, 2 named streams";
+        assert_eq!(words(&tree, &[in_folder], Part::Entry(in_folder)), (say(rest), 11));
+        // Of a file, the data go with the image where only a stream is named, and the other way round.
+        let part = Part::Stream(in_folder, stream(true));
+        assert_eq!(words(&tree, &[in_folder], part), (say(&format!("1 file, {rest}")), 111));
+        let part = Part::Stream(in_folder, stream(false));
+        assert_eq!(words(&tree, &[in_folder], part), (say("1 empty folder, 3 named streams"), 1011));
+        // A folder's own streams are written with it.
+        assert_eq!(words(&tree, &[in_folder], Part::Entry(in_root)), (say("1 empty folder, 1 named stream"), 1));
+        let whole = Left::of(&tree, &BTreeSet::new(), None);
+        assert_eq!((whole.words(), whole.bytes), (say(&format!("1 file, {rest}")), 1111));
+    }
 }

@@ -187,6 +187,23 @@ fn too_little_space_is_refused() {
 }
 
 #[test]
+fn a_root_directory_without_room_is_refused_by_the_plan() {
+    let host = host(16 * MIB, &[]);
+    let mut bytes = fs::read(&host.path).unwrap();
+    let number = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let root = 512 * (number(14) + usize::from(bytes[16]) * number(22));
+    let slots = number(17);
+    for (i, slot) in bytes[root..root + 32 * slots].chunks_mut(32).enumerate().skip_while(|(_, slot)| slot[0] != 0) {
+        slot[..12].copy_from_slice(format!("FULL{i:04}    ").as_bytes());
+    }
+    fs::write(&host.path, bytes).unwrap();
+    let options = Options { discard_rest: true, ..into("out") };
+    say(&host.prepare("//vm/disk.img", &options).refusals, &["the root directory has 512 slots"]);
+    let below = Options { into: vec![b"vm".to_vec()], ..options };
+    say(&host.prepare("//vm/disk.img", &below).refusals, &[]);
+}
+
+#[test]
 fn the_digest_is_that_of_the_walk() -> Result<()> {
     let host = host(16 * MIB, &[]);
     let digest = |stack: &Stack| digest::of_image(stack.last()?);
