@@ -157,3 +157,136 @@ fn ext4_with_large_values_of_attributes() {
 fn ext4_with_what_else_there_is() {
     side_by_side(64, "-t ext4 -b 4096 -O sparse_super2,large_dir,^has_journal", ALL);
 }
+
+/// Names and contents as a second reader has them, which nobody here wrote.
+#[test]
+fn a_second_reader_agrees() {
+    for args in ["-t ext4 -b 1024", "-t ext2 -b 4096", "-t ext4 -b 4096 -O inline_data"] {
+        let dir = scratch();
+        let image = dir.path().join("guest.img");
+        make(&image, 64, args);
+        {
+            let mount = Mount::new(&image, "rw");
+            fill(mount.path(), if args.contains("ext2") { MAPS } else { ALL });
+            // It takes some times that can be for damage.
+            for n in 0..6 {
+                std::fs::remove_file(mount.path().join(format!("time-{n}"))).unwrap();
+            }
+        }
+        let fs = open(&image);
+        let tree = fs.walk().unwrap();
+        let own = own_rows(&*fs, &tree);
+        let theirs = ext4_view::Ext4::load(Box::new(std::fs::read(&image).unwrap())).unwrap();
+        let mut todo = vec![ext4_view::PathBuf::new("/")];
+        let mut seen = 0;
+        while let Some(dir) = todo.pop() {
+            for entry in theirs.read_dir(&dir).unwrap() {
+                let entry = entry.unwrap();
+                let name = entry.file_name();
+                if matches!(name.as_ref(), b"." | b"..") {
+                    continue;
+                }
+                seen += 1;
+                let path = entry.path();
+                let row = own.get(&path.as_ref()[1..]).unwrap_or_else(|| panic!("{path:?} is not listed"));
+                let meta = theirs.symlink_metadata(&path).unwrap();
+                assert_eq!((row.mode, row.owner), (meta.mode() & 0o7777, (meta.uid(), meta.gid())), "{path:?}");
+                if meta.is_dir() {
+                    todo.push(path);
+                } else if meta.is_symlink() {
+                    let target = theirs.read_link(&path).unwrap();
+                    assert_eq!(row.target.as_deref(), Some(target.as_ref()), "{path:?}");
+                } else if let Some((size, sum)) = &row.data {
+                    assert_eq!(*size, meta.len(), "{path:?}");
+                    assert_eq!(*sum, ext_support::sha(&theirs.read(&path).unwrap()), "{path:?}");
+                }
+            }
+        }
+        assert_eq!(seen, own.len(), "{args}");
+    }
+}
+
+/// A directory that ignores case has names like any other. The kernel here has no Unicode tables: mke2fs fills it.
+#[test]
+fn casefold_is_read() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    std::fs::create_dir_all(source.join("Größe/B")).unwrap();
+    std::fs::write(source.join("Größe/ReadMe.TXT"), b"case").unwrap();
+    std::fs::write(source.join("Größe/B/c"), vec![7; 10_000]).unwrap();
+    std::os::unix::fs::symlink("ReadMe.TXT", source.join("Größe/link")).unwrap();
+    let image = dir.path().join("guest.img");
+    make(&image, 16, &format!("-t ext4 -O casefold -E encoding=utf8 -d {}", source.display()));
+    ext_support::run("debugfs", &["-w", "-R", "sif Größe flags 0x40080000", image.to_str().unwrap()]);
+    let fs = open(&image);
+    let tree = fs.walk().unwrap();
+    assert_eq!(tree.problems(), []);
+    let mut own = own_rows(&*fs, &tree);
+    own.remove(b"lost+found".as_slice());
+    let theirs = kernel_rows(&source);
+    assert_eq!(own.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+    for (path, row) in &own {
+        let Some(k) = theirs.get(path) else { continue };
+        assert_eq!((&row.kind, row.mode, &row.target, &row.data), (&k.kind, k.mode, &k.target, &k.data));
+    }
+}
+
+/// Files and names that are encrypted: as the kernel shows them without the key, but with the names' own bytes.
+#[test]
+fn encryption_is_recognised() {
+    use unimage::fs::{Form, Kind};
+    let dir = scratch();
+    let image = dir.path().join("guest.img");
+    make(&image, 16, "-t ext4 -b 4096 -O encrypt");
+    {
+        let mount = Mount::new(&image, "rw,test_dummy_encryption");
+        let root = mount.path();
+        std::fs::create_dir(root.join("dir")).unwrap();
+        for n in 0..300 {
+            std::fs::write(root.join(format!("dir/file {n}")), vec![b'x'; n * 50]).unwrap();
+        }
+        std::os::unix::fs::symlink("target", root.join("dir/link")).unwrap();
+        std::fs::File::create(root.join("dir/hole")).unwrap().set_len(100_000).unwrap();
+    }
+    let fs = open(&image);
+    let tree = fs.walk().unwrap();
+    assert_eq!(tree.problems(), []);
+    let mount = Mount::new(&image, "ro");
+    let kernel: std::collections::BTreeMap<u64, _> =
+        kernel_meta(mount.path()).into_iter().map(|m| (std::os::unix::fs::MetadataExt::ino(&m), m)).collect();
+    let mut files = 0;
+    for (entry, _) in tree.order() {
+        let id = tree.entry(entry).object;
+        let o = tree.object(id);
+        let meta = kernel.get(&o.number).unwrap_or_else(|| panic!("inode {} is not the kernel's", o.number));
+        assert_eq!(meta.is_dir(), o.kind == Kind::Dir);
+        let Some(data) = tree.data(id) else { continue };
+        let info = tree.stream(data);
+        assert_eq!(info.form, Form::Encrypted);
+        assert!(fs.open(&tree, data).is_err_and(|e| e.to_string().contains("encrypted")));
+        if o.kind == Kind::File {
+            assert_eq!(info.size, meta.len());
+            files += 1;
+        }
+    }
+    assert_eq!(files, 301);
+    assert_eq!(tree.order().len(), kernel.len());
+    let names: Vec<&[u8]> = tree.order().map(|(e, _)| tree.name(e)).collect();
+    assert!(!names.contains(&b"file 7".as_slice()), "the names are not the clear ones");
+}
+
+fn kernel_meta(root: &Path) -> Vec<std::fs::Metadata> {
+    let mut out = Vec::new();
+    let mut todo = vec![root.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                todo.push(path);
+            }
+            out.push(meta);
+        }
+    }
+    out
+}

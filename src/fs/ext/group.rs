@@ -65,7 +65,7 @@ impl Group {
         };
         let first = u64::from(s.first_data_block);
         let end = g.inode_table.checked_add(Self::table_blocks(s));
-        if g.inode_table < first || end.is_none_or(|end| end > s.blocks) {
+        if g.inode_table <= first || end.is_none_or(|end| end > s.blocks) {
             return Err(f.wrong(8, format!("an inode table within the {} blocks", s.blocks)));
         }
         let right = s.descriptor_checksum(group, bytes).is_none_or(|sum| f.u16(0x1e).is_ok_and(|have| have == sum));

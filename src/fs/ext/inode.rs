@@ -82,6 +82,25 @@ fn time(f: &Fields<'_, Volume>, at: usize, more: Option<usize>) -> Result<Timest
 }
 
 impl Inode {
+    /// One of no type, without contents.
+    pub fn empty() -> Self {
+        Self {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            links: 0,
+            deleted: 0,
+            blocks: 0,
+            flags: 0,
+            block: [0; 60],
+            generation: 0,
+            xattr_block: 0,
+            extra: 0,
+            times: Times::default(),
+            intact: true,
+        }
+    }
     /// Decodes inode `number` from its bytes at `at`.
     ///
     /// # Errors

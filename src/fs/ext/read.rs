@@ -1,12 +1,13 @@
 //! The [`FileSystem`]: opening, facts, the walk, streams.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::group::Group;
 use super::inode::{ROOT, flags};
 use super::names::Name;
+use super::replay::Replay;
 use super::resolve::{Mapping, Visited};
 use super::scan::{Node, Trouble};
 use super::superblock::{Superblock, incompat};
@@ -16,22 +17,6 @@ use crate::fs::{Facts, FileSystem, Form, Kind, NewStream, Object, ObjectId, Stre
 
 /// The most problems that are listed; how many more there are is said.
 const PROBLEMS: usize = 10_000;
-
-/// A block that the journal replaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The block of the volume, within the journal, that holds its new contents.
-    pub block: u64,
-    /// Whether the first four bytes there are zeros instead of the journal's magic number.
-    pub escaped: bool,
-}
-
-/// What a journal that was not replayed yet says.
-#[derive(Clone, Debug, Default)]
-pub struct Replay {
-    /// Blocks of the volume by their numbers, and where their contents are.
-    pub blocks: BTreeMap<u64, Source>,
-}
 
 /// An ext2, ext3 or ext4 file system.
 pub struct Ext {
@@ -132,37 +117,32 @@ impl Ext {
         let scan = self.scan();
         let mut all = Found { problems: scan.problems, ..Found::default() };
         let mut fresh = scan.nodes;
-        let mut tried: std::collections::HashSet<u32> = std::collections::HashSet::new();
+        // Inodes that were found or at least looked for.
+        let mut known: HashSet<u32> = HashSet::new();
         loop {
+            known.extend(fresh.iter().map(|n| n.number));
             let maps = self.resolve(&fresh, &mut visited, &mut all.problems);
             let names = self.names(&fresh, &maps, &mut visited, &mut all.problems);
-            let first = all.nodes.is_empty();
             all.nodes.append(&mut fresh);
             all.maps.extend(maps);
-            if !first {
-                let mut both: Vec<(Node, Mapping)> = all.nodes.drain(..).zip(all.maps.drain(..)).collect();
-                both.sort_by_key(|b| b.0.number);
-                (all.nodes, all.maps) = both.into_iter().unzip();
-            }
             // Names that lead to inodes which the bitmaps say are free: an owner would see them all the same.
-            let known = |n: u32| all.nodes.binary_search_by_key(&n, |node| node.number).is_ok();
-            let mut missing: Vec<u32> =
-                names.iter().map(|n| n.inode).filter(|n| !known(*n) && !tried.contains(n)).collect();
+            let mut missing: Vec<u32> = names.iter().map(|n| n.inode).chain([ROOT]).collect();
+            missing.retain(|n| known.insert(*n));
             all.names.extend(names);
-            missing.sort_unstable();
-            missing.dedup();
-            if first && !known(ROOT) {
-                missing.push(ROOT);
-            }
             if missing.is_empty() {
-                return all;
+                break;
             }
             missing.sort_unstable();
-            tried.extend(&missing);
             let more = self.scan_some(&missing);
             all.problems.extend(more.problems);
             fresh = more.nodes;
         }
+        if !all.nodes.is_sorted_by_key(|n| n.number) {
+            let mut both: Vec<(Node, Mapping)> = all.nodes.into_iter().zip(all.maps).collect();
+            both.sort_by_key(|b| b.0.number);
+            (all.nodes, all.maps) = both.into_iter().unzip();
+        }
+        all
     }
 
     fn build(&self, mut found: Found) -> Result<Tree> {

@@ -4,9 +4,11 @@ use rayon::prelude::*;
 
 use super::checksum::crc32c;
 use super::group::{Group, INODE_UNINIT};
-use super::inode::Inode;
+use super::inode::{Inode, flags};
 use super::read::Ext;
+use super::superblock::Superblock;
 use super::sweep::sweep;
+use crate::bytes::put;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, Volume};
 
@@ -39,6 +41,27 @@ pub struct Scan {
 }
 
 impl Node {
+    /// The journal's inode from the copy of its map (60 bytes, then the size's halves) in the superblock.
+    pub fn journal(s: &Superblock, copy: &[u8; 68]) -> Self {
+        let mut bytes = [0u8; 128];
+        let extents = copy.starts_with(&super::extent_tree::MAGIC.to_le_bytes());
+        let flags = if extents { flags::EXTENTS } else { 0 };
+        let part = |from: usize, to: usize| copy.get(from..to).unwrap_or_default();
+        let fields: [(usize, &[u8]); 5] = [
+            (0, &0x8180u16.to_le_bytes()),
+            (4, part(64, 68)),
+            (0x1a, &[1, 0]),
+            (0x20, &flags.to_le_bytes()),
+            (0x28, part(0, 60)),
+        ];
+        for (at, value) in fields {
+            let _fits = put(&mut bytes, at, value);
+        }
+        let at = Offset::new(1024);
+        // 128 bytes are always enough.
+        let inode = Inode::decode(s, s.journal_inode, at, &bytes).unwrap_or_else(|_| Inode::empty());
+        Self { number: s.journal_inode, at, inode, area: None }
+    }
     /// Decodes the inode `number` in `bytes` at `at`; none where it is not in use.
     fn decode(fs: &Ext, number: u32, at: Offset<Volume>, bytes: &[u8], problems: &mut Vec<Trouble>) -> Option<Self> {
         let half = |at: usize| bytes.get(at..at.saturating_add(2)).is_some_and(|b| b != [0, 0]);
