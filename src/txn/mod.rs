@@ -1,5 +1,5 @@
 //! Changing a host without losing anything: the new state is gathered in a [`Staging`], read back through an
-//! [`overlay`], sealed into a [`journal`], and only then written. See `docs/safety.md`.
+//! [`Overlay`], sealed into a [`Journal`], and only then written. See `docs/safety.md`.
 //!
 //! This room knows bytes of a volume and of a journal, and nothing of file systems.
 
