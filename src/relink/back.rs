@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{ReadAt, Volume};
+use crate::extent::{Offset, ReadAt, Volume};
 use crate::relink::commit::refuse;
 use crate::relink::{Outcome, Progress, digest, step};
 use crate::report::path::escape;
@@ -18,10 +18,12 @@ use crate::txn::{self, About, HostVolume, Journal, Recovered, State};
 /// [`Error::Refused`] where the host is another, is in use, or was changed since.
 pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
     let mut journal = Journal::open(medium::open_journal(journal)?)?;
+    // What is finished needs no host, which may be mounted by now.
     match journal.state() {
+        State::Filling | State::Sealed | State::Undoing => {}
+        _ if in_quarantine(&journal, host) => {}
         State::Done => return Ok(Outcome::AlreadyFinished),
         State::TakenBack | State::Undone => return Ok(Outcome::AlreadyTakenBack),
-        State::Filling | State::Sealed | State::Undoing => {}
     }
     let volume = open_host(journal.about(), host)?;
     Ok(outcome(txn::recover(&mut journal, &volume, &step(progress))?))
@@ -33,7 +35,7 @@ pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> R
 /// [`Error::Refused`] where the host is another, is in use, or was changed since.
 pub fn undo(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
     let mut journal = Journal::open(medium::open_journal(journal)?)?;
-    if matches!(journal.state(), State::TakenBack | State::Undone) {
+    if matches!(journal.state(), State::TakenBack | State::Undone) && !in_quarantine(&journal, host) {
         return Ok(Outcome::AlreadyTakenBack);
     }
     let volume = open_host(journal.about(), host)?;
@@ -53,6 +55,15 @@ fn outcome(way: Recovered) -> Outcome {
         Recovered::AlreadyDone => Outcome::AlreadyFinished,
         Recovered::AlreadyBack => Outcome::AlreadyTakenBack,
     }
+}
+
+/// Whether the host is there and shut by this journal's quarantine, whatever the journal says: it may have been marked for another
+/// copy of the host, or be an older copy of itself.
+fn in_quarantine(journal: &Journal, host: Option<&Path>) -> bool {
+    let about = journal.about();
+    let Ok(source) = source::open(host.unwrap_or(&about.host), SourceOptions::default()) else { return false };
+    let at = if source.len() == about.volume_len { 0 } else { about.volume_at };
+    journal.quarantine_is(|place, buf| source.read_at(Offset::new(at).saturating_add(place), buf).is_ok())
 }
 
 /// The host volume of a journal, for writing.

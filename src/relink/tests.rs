@@ -253,3 +253,29 @@ fn committed_and_taken_back() {
     let fat_and_root = 600 * 512;
     assert!(before[..fat_and_root] == fs::read(&host.path).unwrap()[..fat_and_root], "tables as before");
 }
+
+#[test]
+fn a_host_in_quarantine_is_never_said_to_be_finished() {
+    let host = host(16 * MIB, &[]);
+    let options = Options { discard_rest: true, ..into("out") };
+    let journal = host.path.with_extension("journal");
+    let quiet = |_: &'static str, _: u64, _: u64| ();
+    host.prepare("//vm/disk.img", &options).commit(&journal, None, &quiet).unwrap();
+    let done = fs::read(&host.path).unwrap();
+    // A copy of the host from the midst of the commit: the sector that keeps everybody out, and a state bit.
+    let mut shut = done.clone();
+    shut[11..13].fill(0);
+    shut[0x25] |= 1;
+    let copy = host.path.with_extension("copy");
+    fs::write(&copy, &shut).unwrap();
+    assert_eq!(recover(&journal, None, &quiet).unwrap(), Outcome::AlreadyFinished);
+    assert_eq!(recover(&journal, Some(&copy), &quiet).unwrap(), Outcome::Finished);
+    assert!(fs::read(&copy).unwrap() == done);
+    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::TakenBack);
+    fs::write(&copy, &shut).unwrap();
+    let error = undo(&journal, Some(&copy), &quiet).err().unwrap();
+    assert!(error.to_string().contains("recover") && error.exit_code() == 4, "{error}");
+    assert!(fs::read(&copy).unwrap() == shut, "nothing was written");
+    assert_eq!(recover(&journal, Some(&copy), &quiet).unwrap(), Outcome::TakenBack);
+    assert!(fs::read(&copy).unwrap()[..600 * 512] == fs::read(&host.path).unwrap()[..600 * 512]);
+}
