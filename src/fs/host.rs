@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
-use crate::fs::{EntryId, ObjectId, StreamId, Times};
+use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Xattr};
 use crate::txn::Staging;
 
 /// What a host can express.
@@ -27,6 +27,8 @@ pub struct Rules {
     pub symlinks: bool,
     /// Whether it has devices, sockets and pipes.
     pub special: bool,
+    /// Whether a file may have extended attributes.
+    pub xattrs: bool,
     /// Whether bytes behind the end of a file may be shown later, so that they are zeroed by default.
     pub slack_shows: bool,
     /// How names are limited.
@@ -85,6 +87,8 @@ pub enum NewKind {
     Symlink(Vec<u8>),
     /// Another name of the new entry at this position, where [`Rules::hard_links`].
     HardLink(usize),
+    /// A device, socket or pipe, where [`Rules::special`].
+    Special(Kind),
 }
 
 /// Names a stream of one of the guest's volumes: position of the volume in the job, and the stream in its tree.
@@ -113,6 +117,8 @@ pub struct NewEntry {
     pub attributes: u32,
     /// Permission bits and owner, where the guest has them.
     pub posix: Option<(u16, u32, u32)>,
+    /// Extended attributes, where [`Rules::xattrs`] and the guest has any: whole names, and values as `getxattr` gives them.
+    pub xattrs: Vec<Xattr>,
     /// Where it comes from; none for directories that only the plan has (`p1`).
     pub origin: Option<Origin>,
 }
@@ -171,6 +177,12 @@ pub trait Host: Send + Sync {
     fn free_units(&self) -> u64;
     /// What writing this tree would need. At least what [`link`](Self::link) then takes.
     fn estimate(&self, job: &Job<'_>) -> Estimate;
+    /// Extended attributes of this job that the host can't hold: the new entry's position, and the attribute's name. The
+    /// manifest has them.
+    fn left_out(&self, job: &Job<'_>) -> Vec<(usize, Vec<u8>)> {
+        let _ = job;
+        Vec::new()
+    }
     /// The new state: everything that has to be written to get there, and in which order. Nothing is written.
     ///
     /// # Errors

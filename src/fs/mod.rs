@@ -21,7 +21,7 @@ pub mod utf16;
 
 pub use tree::{
     Entry, EntryId, Form, Kind, NewStream, Object, ObjectId, Problem, StreamId, StreamInfo, Times, Timestamp, Tree,
-    TreeBuilder,
+    TreeBuilder, Xattr,
 };
 
 /// What the reader is told beside the bytes.

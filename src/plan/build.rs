@@ -119,6 +119,12 @@ impl<'a> Drafts<'a> {
                 }
                 (None, None) => self.add(volume, Some(entry), None, Err(Reason::Unreadable)),
             },
+            Kind::Fifo | Kind::Socket | Kind::CharDevice(..) | Kind::BlockDevice(..) if self.rules.special => {
+                match first {
+                    Some(first) => self.again(volume, entry, None, first),
+                    None => self.add(volume, Some(entry), None, Ok(Shape::Special(object.kind))),
+                }
+            }
             _ => self.add(volume, Some(entry), None, Err(Reason::Special)),
         }
         if let Some(slot) = seen.first.get_mut(id.index()) {

@@ -49,6 +49,7 @@ impl Host for Mock {
             hard_links: self.rich,
             symlinks: self.rich,
             special: self.rich,
+            xattrs: self.rich,
             slack_shows: true,
             names: self.names,
         }

@@ -76,7 +76,9 @@ impl Totals {
             let renamed = u64::from(row.renamed);
             totals.renamed = totals.renamed.saturating_add(renamed);
             match new {
-                Some(NewKind::Symlink(_) | NewKind::HardLink(_)) => totals.links = totals.links.saturating_add(1),
+                Some(NewKind::Symlink(_) | NewKind::HardLink(_) | NewKind::Special(_)) => {
+                    totals.links = totals.links.saturating_add(1)
+                }
                 Some(NewKind::Dir) => {}
                 Some(NewKind::File { .. }) | None => {
                     match row.verdict {

@@ -15,6 +15,7 @@ pub enum Shape {
     File(u64, Content),
     Symlink(Vec<u8>),
     HardLink(usize),
+    Special(Kind),
 }
 
 /// A row, and what it becomes; or why nothing.
@@ -34,7 +35,7 @@ pub fn assemble(
     there: &[HostName],
     drafts: Vec<Draft>,
 ) -> (Vec<Row>, Vec<NewEntry>) {
-    let rules = host.rules().names;
+    let (rules, xattrs) = (host.rules().names, host.rules().xattrs);
     let mut entries = Vec::with_capacity(drafts.len().saturating_add(guests.len()));
     let mut top = Namer::new(host, there);
     let folders: Vec<Option<usize>> = guests
@@ -54,6 +55,7 @@ pub fn assemble(
             Ok(Shape::Dir) => Some(NewKind::Dir),
             Ok(Shape::File(size, content)) => Some(NewKind::File { size, content }),
             Ok(Shape::Symlink(target)) => Some(NewKind::Symlink(target)),
+            Ok(Shape::Special(kind)) => Some(NewKind::Special(kind)),
             Ok(Shape::HardLink(first)) => rows.get(first).and_then(|r| r.written).map(NewKind::HardLink),
         };
         if let (Some(kind), Some(guest)) = (kind, guests.get(draft.row.volume)) {
@@ -68,7 +70,14 @@ pub fn assemble(
             }
             draft.row.written = Some(entries.len());
             draft.row.renamed = *name != *raw_name(guest, &draft.row);
-            entries.push(new_entry(guest, &draft.row, parent, name, kind, object));
+            let mut entry = new_entry(guest, &draft.row, parent, name, kind, object);
+            // A hard link's are those of the first name; a stream that becomes a file has none.
+            if let (true, Some(object)) = (xattrs && !matches!(entry.kind, NewKind::HardLink(_)), object)
+                && draft.row.stream.is_none_or(|s| guest.tree.stream_name(s).is_none())
+            {
+                entry.xattrs = guest.tree.xattrs(object).to_vec();
+            }
+            entries.push(entry);
         }
         rows.push(draft.row);
     }
@@ -181,7 +190,7 @@ fn raw_name<'g>(guest: &'g GuestVolume, row: &Row) -> &'g [u8] {
 /// The new directory that a volume's contents go to.
 fn folder(name: HostName) -> NewEntry {
     let (times, kind) = (Times::default(), NewKind::Dir);
-    NewEntry { parent: None, name, kind, times, attributes: 0, posix: None, origin: None }
+    NewEntry { parent: None, name, kind, times, attributes: 0, posix: None, xattrs: Vec::new(), origin: None }
 }
 
 fn new_entry(
@@ -200,6 +209,7 @@ fn new_entry(
         times: about.map(|o| o.times).unwrap_or_default(),
         attributes: about.map_or(0, |o| o.attributes),
         posix: about.and_then(|o| o.mode.zip(o.owner)).map(|(mode, (user, group))| (mode, user, group)),
+        xattrs: Vec::new(),
         origin: object.map(|object| Origin { volume: row.volume, stream: row.stream, object }),
     }
 }

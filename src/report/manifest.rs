@@ -286,6 +286,7 @@ mod tests {
             times: Times::default(),
             attributes: 0,
             posix: None,
+            xattrs: Vec::new(),
             origin: None,
         };
         let plan = Plan { tree: NewTree { into: Vec::new(), entries: vec![entry] }, ..Plan::default() };

@@ -169,6 +169,7 @@ impl<'c> Wanted<'c> {
             times,
             attributes: if i.is_multiple_of(5) { 0x1821 } else { 0 },
             posix: None,
+            xattrs: Vec::new(),
             origin,
         });
         i

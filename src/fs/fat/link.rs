@@ -410,6 +410,7 @@ impl Host for Fat {
             hard_links: false,
             symlinks: false,
             special: false,
+            xattrs: false,
             slack_shows: true,
             names: NameRules::Win32,
         }
