@@ -1,9 +1,9 @@
 //! ext2, ext3 and ext4.
 //!
-//! One file for each structure decodes it and checks it: [`superblock`], [`group`], [`inode`], [`extent_tree`],
-//! [`block_map`], [`dir`], [`xattr`]. The walk is [`read`], which sweeps the inode tables ([`scan`]), then the block
-//! maps ([`resolve`]), the directories ([`names`]), attributes and links ([`attrs`]), each in the order in which the
-//! blocks lie ([`sweep`]). A [`journal`] that was not replayed is laid over the volume ([`replay`]).
+//! One file for each structure decodes it and checks it: `superblock`, `group`, `inode`, `extent_tree`,
+//! `block_map`, `dir`, `xattr`. The walk is `read`, which sweeps the inode tables (`scan`), then the block
+//! maps (`resolve`), the directories (`names`), attributes and links (`attrs`), each in the order in which the
+//! blocks lie (`sweep`). A `journal` that was not replayed is laid over the volume (`replay`).
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! NTFS 3.x. The walk sweeps `$MFT` in order and in parallel ([`scan`]), then joins what it found ([`merge`]): directories
+//! NTFS 3.x. The walk sweeps `$MFT` in order and in parallel (`scan`), then joins what it found (`merge`): directories
 //! come from the parent references in `$FILE_NAME`, no index is read.
 
 pub mod layout;
