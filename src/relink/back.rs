@@ -1,14 +1,15 @@
 //! After a crash, and back.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Offset, ReadAt, Volume};
+use crate::extent::{Device, Offset, ReadAt, Volume};
 use crate::relink::commit::refuse;
 use crate::relink::{Outcome, Progress, digest, step};
 use crate::report::path::escape;
-use crate::source::{self, SourceOptions, guard, medium};
+use crate::source::{self, Medium, SourceOptions, guard, medium};
 use crate::stack::{Guest, OpenOptions};
 use crate::txn::{self, About, HostVolume, Journal, Recovered, State};
 
@@ -21,7 +22,7 @@ pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> R
     // What is finished needs no host, which may be mounted by now.
     match journal.state() {
         State::Filling | State::Sealed | State::Undoing => {}
-        _ if in_quarantine(&journal, host) => {}
+        _ if !is_as_it_says(&journal, host)? => {}
         State::Done => return Ok(Outcome::AlreadyFinished),
         State::TakenBack | State::Undone => return Ok(Outcome::AlreadyTakenBack),
     }
@@ -35,7 +36,7 @@ pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> R
 /// [`Error::Refused`] where the host is another, is in use, or was changed since.
 pub fn undo(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
     let mut journal = Journal::open(medium::open_journal(journal)?)?;
-    if matches!(journal.state(), State::TakenBack | State::Undone) && !in_quarantine(&journal, host) {
+    if matches!(journal.state(), State::TakenBack | State::Undone) && is_as_it_says(&journal, host)? {
         return Ok(Outcome::AlreadyTakenBack);
     }
     let volume = open_host(journal.about(), host)?;
@@ -57,13 +58,47 @@ fn outcome(way: Recovered) -> Outcome {
     }
 }
 
-/// Whether the host is there and shut by this journal's quarantine, whatever the journal says: it may have been marked for another
-/// copy of the host, or be an older copy of itself.
-fn in_quarantine(journal: &Journal, host: Option<&Path>) -> bool {
+/// A host that is only read.
+struct Reading(Arc<dyn ReadAt<Device>>);
+
+impl Medium for Reading {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(Offset::new(at), buf).map_err(io::Error::other)
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a finished journal may be believed: false where its quarantine stands on the host. A host that is not there, or is
+/// another one, is no reason not to; it may be mounted, too.
+fn is_as_it_says(journal: &Journal, host: Option<&Path>) -> Result<bool> {
     let about = journal.about();
-    let Ok(source) = source::open(host.unwrap_or(&about.host), SourceOptions::default()) else { return false };
+    let path = host.unwrap_or(&about.host);
+    let Ok(source) = source::open(path, SourceOptions::default()) else { return Ok(true) };
     let at = if source.len() == about.volume_len { 0 } else { about.volume_at };
-    journal.quarantine_is(|place, buf| source.read_at(Offset::new(at).saturating_add(place), buf).is_ok())
+    let Ok(volume) = HostVolume::new(Arc::new(Reading(source)), at, about.volume_len) else { return Ok(true) };
+    if txn::stands(&volume, journal) {
+        return Ok(false);
+    }
+    if txn::holds_the_other_state(journal, &volume) {
+        let (says, holds) = match journal.state() {
+            State::Done => ("complete", "as it was before"),
+            _ => ("taken back", "as the relink left it"),
+        };
+        return Err(Error::Refused(format!(
+            "the journal says that the relink was {says}, but {} is {holds}: this is another copy of that host, or it was changed with another journal; \
+             nothing was written",
+            path.display()
+        )));
+    }
+    Ok(true)
 }
 
 /// The host volume of a journal, for writing.

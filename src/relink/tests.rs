@@ -278,4 +278,14 @@ fn a_host_in_quarantine_is_never_said_to_be_finished() {
     assert!(fs::read(&copy).unwrap() == shut, "nothing was written");
     assert_eq!(recover(&journal, Some(&copy), &quiet).unwrap(), Outcome::TakenBack);
     assert!(fs::read(&copy).unwrap()[..600 * 512] == fs::read(&host.path).unwrap()[..600 * 512]);
+    // Another copy of the host than the one that was taken back.
+    fs::write(&copy, &done).unwrap();
+    for verb in [recover, undo] {
+        let error = verb(&journal, Some(&copy), &quiet).err().unwrap();
+        assert!(error.to_string().contains("another copy of that host") && error.exit_code() == 4, "{error}");
+    }
+    assert!(fs::read(&copy).unwrap() == done, "nothing was written");
+    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::AlreadyTakenBack);
+    fs::remove_file(&host.path).unwrap();
+    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::AlreadyTakenBack);
 }

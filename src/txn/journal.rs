@@ -311,12 +311,6 @@ impl Journal {
     pub fn written(&self) -> u64 {
         self.frames.written
     }
-    /// Whether the quarantine stands to the letter. `read` fills a buffer from a byte of the host volume, and says whether it could.
-    pub fn quarantine_is(&self, read: impl FnOnce(u64, &mut [u8]) -> bool) -> bool {
-        let switch = self.switch();
-        let mut have = vec![0; switch.closed.len()];
-        read(switch.at, &mut have) && have == switch.closed
-    }
     pub(super) fn switch(&self) -> &Switch {
         &self.header.switch
     }

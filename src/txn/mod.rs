@@ -28,7 +28,7 @@ pub use commit::{Committed, Progress, Step, commit};
 pub use host::HostVolume;
 pub use journal::{About, Journal, State};
 pub use overlay::Overlay;
-pub use recover::{Recovered, recover};
+pub use recover::{Recovered, holds_the_other_state, recover, stands};
 pub use undo::undo;
 
 /// The journal's unit of old and new contents, whatever the medium's sectors: 512 bytes.

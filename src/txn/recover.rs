@@ -71,8 +71,20 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
 /// The state that the journal is in afterwards, and what is said of it.
 type End = (State, Recovered);
 
+/// Whether the host holds, to the letter, the other state than the one that a finished journal is in: then the journal went on
+/// with another copy of this host, or is another copy of itself. Writes nothing.
+pub fn holds_the_other_state(journal: &Journal, host: &HostVolume) -> bool {
+    let Some(body) = journal.unsealed_body() else { return false };
+    let survey = Survey::of(host, Sealed { body, switch: journal.switch(), path: journal.path() }, &|_| ());
+    match journal.state() {
+        State::Done => survey.all_old() && !survey.all_new(),
+        State::TakenBack | State::Undone => survey.all_new() && !survey.all_old(),
+        State::Filling | State::Sealed | State::Undoing => false,
+    }
+}
+
 /// Whether the quarantine is there to the letter: what can't be read is no reason to touch a host that is in order.
-fn stands(host: &HostVolume, journal: &Journal) -> bool {
+pub fn stands(host: &HostVolume, journal: &Journal) -> bool {
     let switch = journal.switch();
     host.read_vec(Offset::new(switch.at), switch.closed.len()).is_ok_and(|have| have == switch.closed)
 }
