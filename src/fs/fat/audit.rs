@@ -310,27 +310,28 @@ impl Audit<'_> {
     /// All older entries are as they were, the image is gone, and there is nothing else.
     fn older(&self, added: &HashSet<ObjectId>) -> Result<()> {
         let (old, new) = (&self.before.tree, &self.now.tree);
-        let mut left: BTreeMap<Vec<u8>, Vec<EntryId>> = BTreeMap::new();
-        for (e, _) in new.order().filter(|(e, _)| !added.contains(&new.entry(*e).object)) {
-            left.entry(new.path(e)).or_default().push(e);
-        }
-        for (e, _) in old.order() {
-            let object = old.entry(e).object;
-            if e == self.job.image.entry {
-                continue;
-            }
+        // By the number, which is the place of the slot: paths of a deep tree, and names that many have, would cost their square.
+        let mut left: HashMap<u64, EntryId> = new
+            .order()
+            .map(|(e, _)| (new.object(new.entry(e).object), e))
+            .filter(|(_, e)| !added.contains(&new.entry(*e).object))
+            .map(|(object, e)| (object.number, e))
+            .collect();
+        for (e, _) in old.order().filter(|(e, _)| *e != self.job.image.entry) {
+            let entry = old.entry(e);
             let same = |other: &EntryId| {
-                let now = new.entry(*other).object;
-                old.object(object) == new.object(now) && places(old, object) == places(new, now)
+                let now = new.entry(*other);
+                old.name(e) == new.name(*other)
+                    && old.object(entry.parent).number == new.object(now.parent).number
+                    && old.object(entry.object) == new.object(now.object)
+                    && places(old, entry.object) == places(new, now.object)
             };
-            let path = old.path(e);
-            let found = left.get_mut(&path).and_then(|all| all.iter().position(same).map(|i| all.swap_remove(i)));
-            if found.is_none() {
-                return Err(wrong(0, "older entry", format!("{} as it was", printable(&path))));
+            if left.remove(&old.object(entry.object).number).filter(same).is_none() {
+                return Err(wrong(0, "older entry", format!("{} as it was", printable(&old.path(e)))));
             }
         }
-        match left.into_iter().find(|(_, all)| !all.is_empty()) {
-            Some((path, _)) => Err(wrong(0, "older entry", format!("no {}", printable(&path)))),
+        match left.into_values().next() {
+            Some(e) => Err(wrong(0, "older entry", format!("no {}", printable(&new.path(e))))),
             None => Ok(()),
         }
     }
