@@ -19,6 +19,10 @@ pub const VOLUME: u64 = 3;
 pub const ROOT: u64 = 5;
 /// Number of the record of `$Bitmap`.
 pub const BITMAP: u64 = 6;
+/// Number of the record of `$MFTMirr`.
+pub const MIRROR: u64 = 1;
+/// Number of the record of `$UpCase`.
+pub const UP_CASE: u64 = 10;
 /// Number of the record of `$Extend`.
 pub const EXTEND: u64 = 11;
 /// Records below are the file system's own.
@@ -32,12 +36,20 @@ pub mod kind {
     pub const ATTRIBUTE_LIST: u32 = 0x20;
     /// `$FILE_NAME`.
     pub const FILE_NAME: u32 = 0x30;
+    /// `$OBJECT_ID`.
+    pub const OBJECT_ID: u32 = 0x40;
+    /// `$SECURITY_DESCRIPTOR`.
+    pub const SECURITY_DESCRIPTOR: u32 = 0x50;
     /// `$VOLUME_NAME`.
     pub const VOLUME_NAME: u32 = 0x60;
     /// `$VOLUME_INFORMATION`.
     pub const VOLUME_INFORMATION: u32 = 0x70;
     /// `$DATA`.
     pub const DATA: u32 = 0x80;
+    /// `$INDEX_ROOT`.
+    pub const INDEX_ROOT: u32 = 0x90;
+    /// `$INDEX_ALLOCATION`.
+    pub const INDEX_ALLOCATION: u32 = 0xA0;
     /// `$BITMAP`.
     pub const BITMAP: u32 = 0xB0;
     /// `$REPARSE_POINT`.

@@ -1,12 +1,14 @@
 //! NTFS as guest or as host, for reading: facts, walk, streams.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Encoding, Layer, MapLayer, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::host::Host;
+use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::layout::{self, BITMAP, Boot, LOG_FILE, MFT, VOLUME, kind};
 use crate::fs::ntfs::merge::Merge;
 use crate::fs::ntfs::reader::Reader;
@@ -21,8 +23,10 @@ const PIECE: u64 = 1 << 20;
 
 /// An NTFS volume.
 pub struct Ntfs {
-    reader: Reader,
+    pub(super) reader: Reader,
     clusters: u64,
+    /// What is known of it as a host.
+    pub(super) state: OnceLock<Result<State>>,
 }
 
 /// Opens the volume where its boot sector says that it is NTFS; a damaged one is replaced by its backup at the end of
@@ -75,10 +79,10 @@ fn backup(volume: Arc<dyn ReadAt<Volume>>, why: &str) -> Option<Arc<dyn FileSyst
 }
 
 impl Ntfs {
-    fn new(reader: Reader) -> Self {
-        Self { clusters: reader.boot.clusters(), reader }
+    pub(super) fn new(reader: Reader) -> Self {
+        Self { clusters: reader.boot.clusters(), reader, state: OnceLock::new() }
     }
-    fn small(&self, number: u64, kind: u32) -> Option<Vec<u8>> {
+    pub(super) fn small(&self, number: u64, kind: u32) -> Option<Vec<u8>> {
         let layer = self.reader.open_value(number, kind, b"").ok()?;
         layer.read_vec(Offset::new(0), usize::try_from(layer.len()).ok().filter(|n| *n <= 4096)?).ok()
     }
@@ -104,7 +108,7 @@ impl Ntfs {
         Some(free)
     }
     /// Whether the log leaves nothing to be replayed.
-    fn log_is_clean(&self) -> Option<bool> {
+    pub(super) fn log_is_clean(&self) -> Option<bool> {
         let log = self.reader.open_value(LOG_FILE, kind::DATA, b"").ok()?;
         let head = log.read_vec(Offset::new(0), usize::try_from(log.len().min(8192)).ok()?).ok()?;
         layout::log_is_clean(&head)
@@ -233,5 +237,8 @@ impl FileSystem for Ntfs {
                 Ok(Arc::new(MapLayer::new(map, vec![Arc::clone(&self.reader.volume)])?))
             }
         }
+    }
+    fn as_host(&self) -> Option<&dyn Host> {
+        Some(self)
     }
 }

@@ -90,6 +90,28 @@ fn decode_into(
     if *have != count { result.and(Err("runs of as many clusters as the attribute has")) } else { result }
 }
 
+/// Appends the mapping pair of a run; `before` is the cluster that the next difference counts from, 0 at first.
+pub fn encode(run: Run, before: &mut u64, out: &mut Vec<u8>) {
+    let (len, len_bytes) = shortest(run.len as i64);
+    let (delta, delta_bytes) = if run.lcn >= LOST {
+        ([0; 8], 0)
+    } else {
+        let delta = run.lcn.wrapping_sub(*before) as i64;
+        *before = run.lcn;
+        shortest(delta)
+    };
+    out.push(len_bytes | delta_bytes << 4);
+    out.extend_from_slice(len.get(..usize::from(len_bytes)).unwrap_or_default());
+    out.extend_from_slice(delta.get(..usize::from(delta_bytes)).unwrap_or_default());
+}
+
+/// The bytes of a signed number, and how many of them say it all.
+fn shortest(n: i64) -> ([u8; 8], u8) {
+    // One bit more than the number, for the sign.
+    let bits = 65u32.saturating_sub(if n < 0 { n.leading_ones() } else { n.leading_zeros() });
+    (n.to_le_bytes(), u8::try_from(bits.div_ceil(8)).unwrap_or(8).max(1))
+}
+
 /// A little-endian number of up to 8 bytes, its highest bit the sign.
 fn signed(bytes: &[u8]) -> i64 {
     let mut wide = [if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xFF } else { 0 }; 8];
@@ -110,6 +132,20 @@ mod tests {
     }
     fn run(len: u64, lcn: u64) -> Run {
         Run { len, lcn }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn runs_come_back(all in proptest::collection::vec((1u64..1 << 40, proptest::option::of(0u64..1 << 40)), 1..40)) {
+            let runs: Vec<Run> = all.into_iter().map(|(len, lcn)| Run { len, lcn: lcn.unwrap_or(HOLE) }).collect();
+            let (mut pairs, mut before) = (Vec::new(), 0);
+            runs.iter().for_each(|r| encode(*r, &mut before, &mut pairs));
+            pairs.push(0);
+            let mut out = Vec::new();
+            let count = runs.iter().map(|r| r.len).sum();
+            decode(&pairs, count, 1 << 42, &mut out).unwrap();
+            proptest::prop_assert_eq!(out, runs);
+        }
     }
 
     #[test]

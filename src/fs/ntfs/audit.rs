@@ -1,0 +1,445 @@
+//! The audit: the new state, read back by the reader, against what was asked for. It takes nothing from the writer but
+//! where copies and new structures went. It also looks at what no checker of Linux sees: order of indexes, initialized
+//! sizes, link counts, names that Win32 can use, both bitmaps bit by bit.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::ntfs::encode::filetime;
+use crate::fs::ntfs::host::State;
+use crate::fs::ntfs::index::{self, Key};
+use crate::fs::ntfs::layout::{BITMAP, DIRECTORY, FileName, MFT, MIRROR, Reference, kind};
+use crate::fs::ntfs::old_dir::OldDir;
+use crate::fs::ntfs::raw::{RawRecord, stored};
+use crate::fs::ntfs::read::Ntfs;
+use crate::fs::ntfs::reader::Reader;
+use crate::fs::ntfs::refuse;
+use crate::fs::ntfs::runs::Run;
+use crate::fs::ntfs::upcase;
+use crate::fs::ntfs::wanted::{KEPT, shown, times};
+use crate::fs::{EntryId, Kind, ObjectId, Tree, utf16};
+use crate::txn::Staging;
+
+/// Attribute bits that say how the data is kept.
+const FORM_BITS: u32 = 0x200;
+/// In the copies of attributes: has an index of names.
+const HAS_INDEX: u32 = 0x1000_0000;
+
+/// What is not so.
+fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
+    Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
+}
+
+struct Audit<'a> {
+    old: &'a Ntfs,
+    before: &'a State,
+    new: &'a Ntfs,
+    now: &'a State,
+    job: &'a Job<'a>,
+    staging: &'a Staging,
+    /// Objects of the new state by record.
+    by_number: HashMap<u64, ObjectId>,
+}
+
+pub(super) fn audit(old: &Ntfs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
+    let reader = Reader::open(after, old.reader.boot)?;
+    if let Some(first) = reader.remarks.first() {
+        return Err(wrong(0, "volume", format!("nothing odd, but: {first}")));
+    }
+    let new = Ntfs::new(reader);
+    let first = |ntfs: &Ntfs| ntfs.reader.volume.read_vec(Offset::new(0), 512);
+    if first(&new)? != first(old)? {
+        return Err(wrong(0, "boot sector", "the one of before"));
+    }
+    let now = new.state()?;
+    let by_number = now.tree.objects().map(|(id, o)| (o.number, id)).collect();
+    let audit = Audit { old, before: old.state()?, new: &new, now, job, staging, by_number };
+    audit.whole()?;
+    audit.places()?;
+    let added = audit.entries()?;
+    audit.older(&added)?;
+    audit.records(&added)?;
+    audit.directories(&added)?;
+    audit.slack()
+}
+
+fn set(runs: &[Run], cluster: u64) -> Vec<(u64, u64)> {
+    let mut all: Vec<(u64, u64)> = stored(runs)
+        .map(|r| (r.lcn.saturating_mul(cluster), r.lcn.saturating_add(r.len).saturating_mul(cluster)))
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+/// Extents without the identity of the layer, neighbours together.
+fn plain<'e>(extents: impl IntoIterator<Item = &'e Extent<Stream>>) -> Option<Vec<(u64, Option<u64>)>> {
+    let mut map: Map<Stream> = Map::new();
+    for e in extents {
+        map.push(e.len, e.what);
+    }
+    let one = |e: &Extent<Stream>| match e.what {
+        What::Stored(p) => Some((e.len, Some(p.offset.get()))),
+        What::Zero => Some((e.len, None)),
+        What::Encoded(_) => None,
+    };
+    map.extents().iter().map(one).collect()
+}
+
+impl Audit<'_> {
+    /// No damage; both bitmaps are exact; the mirror is; bits past the last cluster are as they were.
+    fn whole(&self) -> Result<()> {
+        if let Some(problem) = self.now.tree.problems().first() {
+            return Err(wrong(0, "walk", format!("no damage, but: {}", problem.what)));
+        }
+        if let Some(fault) = self.now.census.faults.first() {
+            return Err(wrong(0, "records and clusters", format!("that they agree, but: {fault}")));
+        }
+        if let Some(why) = refuse::mirror(self.new)? {
+            return Err(wrong(0, "$MFTMirr", format!("the same as $MFT, but: {why}")));
+        }
+        let (old, new) = (&self.before.census.clusters, &self.now.census.clusters);
+        let clusters = self.old.reader.context(0).clusters;
+        let bits = (new.bytes().len() as u64).saturating_mul(8);
+        if old.bytes().len() != new.bytes().len() || (clusters..bits).any(|n| old.get(n) != new.get(n)) {
+            return Err(wrong(0, "$Bitmap", "the length, and the bits past the last cluster, of before"));
+        }
+        Ok(())
+    }
+    /// What is filled was free and now has owners, and nothing else newly has; what is changed in place is `$MFT`, its
+    /// mirror, or a bitmap.
+    fn places(&self) -> Result<()> {
+        let cluster = self.old.reader.boot.cluster;
+        let (old, new) = (&self.before.census.clusters, &self.now.census.clusters);
+        let mut filled = super::bits::Bits::new(self.old.reader.context(0).clusters);
+        for (at, len) in &self.staging.filled {
+            let run = Run { lcn: at.get().checked_div(cluster).unwrap_or(0), len: len.checked_div(cluster).unwrap_or(0) };
+            let whole = at.get().checked_rem(cluster) == Some(0) && len.checked_rem(cluster) == Some(0);
+            if !whole || filled.put_run(run, true).is_err() {
+                return Err(wrong(at.get(), "filled range", "whole clusters, each once"));
+            }
+        }
+        let pairs = old.bytes().iter().zip(new.bytes());
+        let odd = pairs.zip(filled.bytes()).position(|((old, new), filled)| new & !old != *filled || old & filled != 0);
+        if let Some(byte) = odd {
+            let at = (byte as u64).saturating_mul(8).saturating_mul(cluster);
+            return Err(wrong(at, "filled ranges", "exactly the clusters that were free and no longer are"));
+        }
+        let mut allowed = Vec::new();
+        for (number, kind) in [(MFT, kind::DATA), (MFT, kind::BITMAP), (MIRROR, kind::DATA), (BITMAP, kind::DATA)] {
+            let record = RawRecord::read(&self.old.reader, number)?;
+            allowed.extend(record.get(kind).map(|a| set(&a.runs, cluster)).unwrap_or_default());
+        }
+        allowed.sort_unstable();
+        for write in self.staging.groups.iter().flat_map(|g| &g.writes) {
+            let (mut at, end) = (write.at.get(), write.at.get().saturating_add(write.bytes.len() as u64));
+            while at < end {
+                let i = allowed.partition_point(|(_, to)| *to <= at);
+                let next = allowed.get(i).filter(|(from, _)| *from <= at);
+                at = next.ok_or_else(|| wrong(at, "changed sector", "one of $MFT, its mirror or a bitmap"))?.1;
+            }
+        }
+        Ok(())
+    }
+    fn not(&self, entry: &NewEntry, expected: &str) -> Error {
+        wrong(0, "directory entry", format!("{expected} for {}", shown(&entry.name)))
+    }
+    /// Whether a record was in use before, and is not the image's.
+    fn was_there(&self, object: ObjectId) -> bool {
+        self.before.census.in_use.get(self.now.tree.object(object).number)
+    }
+    /// Each new entry is there, and is what was asked for. The objects that are new.
+    fn entries(&self) -> Result<BTreeSet<ObjectId>> {
+        let tree = &self.now.tree;
+        let mut added = BTreeSet::new();
+        let mut top = tree.root();
+        let fold = |name: &[u8]| self.now.up.fold(&utf16::from_wtf8(name).unwrap_or_default());
+        for name in &self.job.tree.into {
+            let wanted = fold(name);
+            let entry = tree.child_by(top, name, |a, _| fold(a) == wanted);
+            let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
+            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", shown(name))))?;
+            if !self.was_there(top) {
+                added.insert(top);
+            }
+        }
+        let mut copies: HashMap<Origin, Vec<Vec<(u64, Option<u64>)>>> = HashMap::new();
+        for copy in &self.staging.copies {
+            let mut map: Map<Stream> = Map::new();
+            copy.to.iter().for_each(|(at, len)| map.push_stored(*len, self.new.reader.volume.id(), at.get()));
+            let to = plain(map.resized(copy.size).extents()).unwrap_or_default();
+            copies.entry(copy.origin).or_default().push(to);
+        }
+        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
+        for entry in &self.job.tree.entries {
+            let parent = match entry.parent {
+                None => Some(top),
+                Some(p) => objects.get(p).copied().flatten(),
+            };
+            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
+            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| self.not(entry, "an entry"))?;
+            if let NewKind::HardLink(first) = entry.kind {
+                if objects.get(first).copied().flatten() != Some(object) {
+                    return Err(self.not(entry, "the same file as the first name"));
+                }
+            } else {
+                if !added.insert(object) {
+                    return Err(self.not(entry, "a record of its own"));
+                }
+                self.entry(entry, object, &mut copies)?;
+            }
+            objects.push(Some(object));
+        }
+        match copies.values().map(Vec::len).sum::<usize>() {
+            0 => Ok(added),
+            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
+        }
+    }
+    fn entry(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        copies: &mut HashMap<Origin, Vec<Vec<(u64, Option<u64>)>>>,
+    ) -> Result<()> {
+        let tree = &self.now.tree;
+        let found = tree.object(object);
+        let made = self.before.tree.object(self.job.image.object).times;
+        let t = found.times;
+        let have = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map(filetime));
+        if have != times(entry.times, made).map(Some) || found.attributes & !FORM_BITS != entry.attributes & KEPT {
+            return Err(self.not(entry, "times and attributes as planned"));
+        }
+        let (size, content) = match &entry.kind {
+            NewKind::Dir if found.kind == Kind::Dir => return Ok(()),
+            NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
+            _ => return Err(self.not(entry, "the planned kind")),
+        };
+        let stream = tree.data(object).ok_or_else(|| self.not(entry, "data"))?;
+        let info = tree.stream(stream);
+        if info.size != size || info.valid != size || tree.streams(object).count() != 1 {
+            return Err(self.not(entry, "one stream of the planned size, initialized as a whole"));
+        }
+        let at = plain(tree.extents(stream));
+        let right = match content {
+            _ if size == 0 => at.is_some_and(|a| a.is_empty()),
+            Content::Empty => false,
+            Content::Linked(extents) => at.is_some() && at == plain(extents),
+            Content::Copied => at.is_some_and(|at| {
+                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
+                mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i))).is_some()
+            }),
+        };
+        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
+    }
+    /// All older entries are as they were, the image is gone, and there is nothing else.
+    fn older(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+        let (old, new) = (&self.before.tree, &self.now.tree);
+        let mut left: HashMap<Vec<u8>, Vec<EntryId>> = HashMap::new();
+        for (e, _) in new.order().filter(|(e, _)| !added.contains(&new.entry(*e).object)) {
+            left.entry(new.path(e)).or_default().push(e);
+        }
+        let streams = |tree: &Tree, object: ObjectId| -> Vec<_> {
+            let one = |s| (tree.stream(s).size, tree.stream(s).valid, tree.stream_name(s).map(<[u8]>::to_vec), tree.map(s));
+            tree.streams(object).map(one).collect()
+        };
+        let own = [MFT, BITMAP];
+        for (e, _) in old.order() {
+            let object = old.entry(e).object;
+            if object == self.job.image.object {
+                continue;
+            }
+            let same = |other: &EntryId| {
+                let now = new.entry(*other).object;
+                let about = old.object(object);
+                about == new.object(now) && (own.contains(&about.number) || streams(old, object) == streams(new, now))
+            };
+            let path = old.path(e);
+            let found = left.get_mut(&path).and_then(|all| all.iter().position(same).map(|i| all.swap_remove(i)));
+            if found.is_none() {
+                return Err(wrong(0, "older entry", format!("{} as it was", shown(&path))));
+            }
+        }
+        match left.iter().find(|(_, all)| !all.is_empty()) {
+            Some((path, _)) => Err(wrong(0, "entry", format!("nothing that was not asked for, but {}", shown(path)))),
+            None => Ok(()),
+        }
+    }
+    fn image_records(&self) -> Result<BTreeSet<u64>> {
+        let number = self.before.tree.object(self.job.image.object).number;
+        Ok(self.old.reader.file(number, 0)?.recs.iter().map(|r| r.number).collect())
+    }
+    /// Records in use before are the same byte by byte, but for `$MFT`'s own and the directories that changed; those of
+    /// the image are free. New ones count their names.
+    fn records(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+        let gone = self.image_records()?;
+        let size = self.old.reader.boot.record as u64;
+        let parents: BTreeSet<u64> = self.changed_dirs()?;
+        let before = self.old.reader.records();
+        let (mut a, mut b) = (vec![0; self.old.reader.boot.record], vec![0; self.old.reader.boot.record]);
+        for n in (0..before).filter(|n| self.before.census.in_use.get(*n)) {
+            if gone.contains(&n) {
+                let sequence = |s: &State| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
+                if self.now.census.in_use.get(n) || sequence(self.before) == sequence(self.now) {
+                    return Err(wrong(self.old.reader.place(n).get(), "the image's record", "free, with another sequence number"));
+                }
+                continue;
+            }
+            if n == MFT || parents.contains(&n) {
+                continue;
+            }
+            let at = Offset::new(n.saturating_mul(size));
+            self.old.reader.read_mft(at, &mut a)?;
+            self.new.reader.read_mft(at, &mut b)?;
+            if a != b {
+                return Err(wrong(self.old.reader.place(n).get(), "MFT record", format!("record {n} as it was")));
+            }
+        }
+        for id in added {
+            let number = self.now.tree.object(*id).number;
+            let record = RawRecord::read(&self.new.reader, number)?;
+            let chunk = self.new.reader.file(number, 0)?;
+            let place = self.new.reader.place(number).get();
+            let names = chunk.names.len();
+            let links = self.new.reader.record(number)?.get(0x12..).and_then(|b| b.first_chunk()).map(|b| u16::from_le_bytes(*b));
+            if links.map(usize::from) != Some(names) || names == 0 {
+                return Err(wrong(place, "MFT record", format!("a link count of {names} in record {number}")));
+            }
+            let dir = record.flags & DIRECTORY != 0;
+            if dir != (self.now.tree.object(*id).kind == Kind::Dir) {
+                return Err(wrong(place, "MFT record", "the flag of a directory on directories"));
+            }
+            for r in &chunk.recs {
+                let raw = RawRecord::read(&self.new.reader, r.number)?;
+                let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
+                let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
+                if !sorted || !sizes || self.before.census.in_use.get(r.number) {
+                    return Err(wrong(place, "MFT record", format!("attributes in order, with sizes that fit, in record {}", r.number)));
+                }
+            }
+        }
+        Ok(())
+    }
+    /// Whether the allocated size of a value is that of its runs, and of sparse ones also the real one.
+    fn sized(&self, a: &super::raw::Raw) -> bool {
+        let u64_at = |at: usize| a.bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
+        let cluster = self.new.reader.boot.cluster;
+        let all: u64 = a.runs.iter().map(|r| r.len).sum();
+        let there: u64 = stored(&a.runs).map(|r| r.len).sum();
+        let (lowest, highest, allocated) = (u64_at(0x10), u64_at(0x18), u64_at(0x28));
+        if highest != lowest.saturating_add(all).wrapping_sub(1) {
+            return false;
+        }
+        // In a piece that is not the first they are 0; in the first of several they are those of the whole.
+        let [size, valid] = a.sizes;
+        (lowest != 0 && allocated == 0)
+            || (lowest == 0
+                && valid <= size
+                && size <= allocated
+                && allocated >= all.saturating_mul(cluster)
+                && (a.flags & 0x8000 == 0 || u64_at(0x40) >= there.saturating_mul(cluster)))
+    }
+    /// Directories of before that have other entries now.
+    fn changed_dirs(&self) -> Result<BTreeSet<u64>> {
+        let number = self.before.tree.object(self.job.image.object).number;
+        let names = self.old.reader.file(number, 0)?.names;
+        let (into, _) = self.before.descend(&self.job.tree.into)?;
+        Ok(names.iter().map(|n| n.parent.number()).chain([into]).collect())
+    }
+    /// The index of each new or changed directory has exactly the names that the records have, in order, with the right
+    /// copies of sizes and attributes in new entries; new names are of use to Win32.
+    fn directories(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+        let tree = &self.now.tree;
+        let mut all: BTreeSet<u64> = self.changed_dirs()?;
+        all.extend(added.iter().map(|o| tree.object(*o)).filter(|o| o.kind == Kind::Dir).map(|o| o.number));
+        // Names by directory, from the records.
+        let mut names: BTreeMap<u64, HashSet<(u64, Vec<u8>)>> = BTreeMap::new();
+        for (e, _) in tree.order() {
+            let entry = tree.entry(e);
+            let dir = tree.object(entry.parent).number;
+            if all.contains(&dir) {
+                names.entry(dir).or_default().insert((tree.object(entry.object).number, tree.name(e).to_vec()));
+            }
+        }
+        for number in all {
+            let place = self.new.reader.place(number).get();
+            let dir = OldDir::read(&self.new.reader, number).or_else(|e| match e {
+                // A new directory may have its index in a second record.
+                Error::Refused(_) => OldDir::read_listed(&self.new.reader, number),
+                e => Err(e),
+            })?;
+            if index::out_of_order(&dir.keys, &self.now.up).is_some() {
+                return Err(wrong(place, "directory index", "entries in order"));
+            }
+            let mut left = names.remove(&number).unwrap_or_default();
+            let sequence = |n: u64| usize::try_from(n).ok().and_then(|n| self.now.census.slots.get(n)).map_or(0, |s| s.0);
+            for key in &dir.keys {
+                let n = key.reference.number();
+                let name = utf16::to_wtf8(key.value.get(0x42..).unwrap_or_default());
+                let known = left.remove(&(n, name)) || self.other_name(number, key)?;
+                if !known || key.reference.sequence() != sequence(n) || !self.now.census.in_use.get(n) {
+                    return Err(wrong(place, "directory index", format!("no entry without a file, but one for record {n}")));
+                }
+                if let Some(id) = self.by_number.get(&n).filter(|id| added.contains(id)) {
+                    self.copies(key, *id, Reference(number | u64::from(sequence(number)) << 48), place)?;
+                }
+            }
+            if let Some((n, _)) = left.iter().next() {
+                return Err(wrong(place, "directory index", format!("an entry for record {n}")));
+            }
+        }
+        Ok(())
+    }
+    /// Whether a key is a name that the tree leaves out: the root's own, and short twins.
+    fn other_name(&self, dir: u64, key: &Key) -> Result<bool> {
+        let own = key.reference.number() == dir;
+        let record = RawRecord::read(&self.new.reader, key.reference.number())?;
+        let name = |v: &[u8]| v.get(0x40..).map(<[u8]>::to_vec);
+        let same = |a: &super::raw::Raw| a.kind == kind::FILE_NAME && a.value.as_deref().and_then(name) == name(&key.value);
+        let short = FileName::decode(&key.value).is_some_and(|n| n.space == super::layout::DOS);
+        Ok((own || short) && record.attributes.iter().any(same))
+    }
+    /// What a new entry says of its file.
+    fn copies(&self, key: &Key, id: ObjectId, parent: Reference, place: u64) -> Result<()> {
+        let tree = &self.now.tree;
+        let u64_at = |at: usize| key.value.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
+        let object = tree.object(id);
+        let t = object.times;
+        let times = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map_or(0, filetime));
+        let (mut size, mut allocated, mut flags) = (0, 0, u64::from(object.attributes));
+        if object.kind == Kind::Dir {
+            flags |= u64::from(HAS_INDEX);
+        } else if let Some(stream) = tree.data(id) {
+            size = tree.stream(stream).size;
+            let cluster = self.new.reader.boot.cluster;
+            let there = tree.extents(stream).iter().filter(|e| matches!(e.what, What::Stored(_)));
+            allocated = there.map(|e| e.len.next_multiple_of(cluster)).sum();
+        }
+        let name = key.name();
+        let right = FileName::decode(&key.value).is_some_and(|n| n.parent == parent)
+            && [u64_at(8), u64_at(16), u64_at(24), u64_at(32)] == times
+            && [u64_at(0x28), u64_at(0x30), u64_at(0x38)] == [allocated, size, flags]
+            && upcase::legal(&name);
+        if right {
+            return Ok(());
+        }
+        Err(wrong(place, "directory index", format!("what record {} says of itself, in its entry", object.number)))
+    }
+    /// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
+    fn slack(&self) -> Result<()> {
+        let cluster = self.old.reader.boot.cluster;
+        let mut tails = HashSet::new();
+        for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
+            let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
+            let used = size.checked_rem(cluster).unwrap_or(0);
+            let Some((What::Stored(place), len)) = extents.last().map(|e| (e.what, e.len)).filter(|_| used != 0) else { continue };
+            tails.insert((place.offset.get().saturating_add(len), cluster.saturating_sub(used)));
+        }
+        let staged: HashSet<(u64, u64)> = self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
+        if staged != tails || staged.len() != self.staging.slack.len() {
+            return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
+        }
+        Ok(())
+    }
+}
