@@ -65,43 +65,10 @@ pub struct HostCase {
 }
 
 impl HostCase {
-    /// An image of so many clusters in at least `pieces` pieces.
+    /// An image of so many clusters in at most twice so many pieces.
     pub fn new(shape: Shape, clusters: usize, pieces: usize) -> Self {
-        Self::with(shape, clusters, pieces, |_| {})
-    }
-    pub fn with(shape: Shape, clusters: usize, pieces: usize, more: impl FnOnce(&crate::ntfs_support::Mount)) -> Self {
-        let host = Image::new(shape);
         let unit = shape.cluster as usize;
-        let m = host.mount();
-        m.put("keep.bin", &noise(2, unit * 3 + 5));
-        for i in 0..40 {
-            m.put(&format!("Older Directory/a file {i}.txt"), &noise(i, 700));
-            m.put(&format!("vm/older {i}"), &noise(100 + i, 10));
-        }
-        // Records that are free again, with sequence numbers of their own.
-        for i in 0..15 {
-            fs::remove_file(m.path(&format!("vm/older {}", 2 * i))).unwrap();
-        }
-        more(&m);
-        // Only gaps between other files are free when the image is written.
-        let step = (clusters / pieces).max(1) * unit;
-        let filler = |i: usize| m.path(&format!("Older Directory/filler {i}"));
-        for i in 0..2 * pieces + 8 {
-            fs::write(filler(i), noise(i as u64, step)).unwrap();
-        }
-        let mut all = fs::File::create(m.path("all the rest")).unwrap();
-        let part = noise(9, 1 << 20);
-        for size in [1 << 20, unit] {
-            while all.write_all(&part[..size]).is_ok() {}
-        }
-        drop(all);
-        for i in 0..pieces + 4 {
-            fs::remove_file(filler(2 * i)).unwrap();
-        }
-        fs::write(m.path(IMAGE), noise(3, unit * clusters - unit / 2)).unwrap();
-        fs::remove_file(m.path("all the rest")).unwrap();
-        drop(m);
-        Self::open(host.bytes())
+        Self::open(made(shape, &noise(3, unit * clusters - unit / 2), pieces, |_| {}))
     }
     pub fn open(bytes: Vec<u8>) -> Self {
         let volume = Memory::new(bytes);
@@ -115,10 +82,11 @@ impl HostCase {
         let clusters = map
             .extents()
             .iter()
-            .flat_map(|e| {
-                let What::Stored(place) = e.what else { panic!("{e:?}") };
-                (0..e.len.div_ceil(unit)).map(move |i| place.offset.get() + i * unit)
+            .filter_map(|e| match e.what {
+                What::Stored(place) => Some((place.offset.get(), e.len)),
+                _ => None,
             })
+            .flat_map(|(at, len)| (0..len.div_ceil(unit)).map(move |i| at + i * unit))
             .collect();
         let mut older = hashes(&*fs, &tree);
         older.remove(IMAGE);
@@ -147,6 +115,42 @@ impl HostCase {
         }
         map.extents().to_vec()
     }
+}
+
+/// The bytes of a host with this image and older files, and whatever `more` makes.
+pub fn made(shape: Shape, image: &[u8], pieces: usize, more: impl FnOnce(&crate::ntfs_support::Mount)) -> Vec<u8> {
+    let host = Image::new(shape);
+    let unit = shape.cluster as usize;
+    let m = host.mount();
+    m.put("keep.bin", &noise(2, unit * 3 + 5));
+    for i in 0..40 {
+        m.put(&format!("Older Directory/a file {i}.txt"), &noise(i, 700));
+        m.put(&format!("vm/older {i}"), &noise(100 + i, 10));
+    }
+    // Records that are free again, with sequence numbers of their own.
+    for i in 0..15 {
+        fs::remove_file(m.path(&format!("vm/older {}", 2 * i))).unwrap();
+    }
+    more(&m);
+    // Only gaps between other files are free when the image is written.
+    let step = image.len().div_ceil(unit).div_ceil(pieces).max(1) * unit;
+    let filler = |i: usize| m.path(&format!("Older Directory/filler {i}"));
+    for i in 0..2 * pieces + 8 {
+        fs::write(filler(i), noise(i as u64, step)).unwrap();
+    }
+    let mut all = fs::File::create(m.path("all the rest")).unwrap();
+    let part = noise(9, 1 << 20);
+    for size in [1 << 20, unit] {
+        while all.write_all(&part[..size]).is_ok() {}
+    }
+    drop(all);
+    for i in 0..pieces + 4 {
+        fs::remove_file(filler(2 * i)).unwrap();
+    }
+    fs::write(m.path(IMAGE), image).unwrap();
+    fs::remove_file(m.path("all the rest")).unwrap();
+    drop(m);
+    host.bytes()
 }
 
 /// Hashes of the users' files.
@@ -180,8 +184,15 @@ impl<'c> Wanted<'c> {
     pub fn new(case: &'c HostCase, into: &[&str], seed: u64) -> Self {
         let tree = NewTree { into: into.iter().map(|n| n.as_bytes().to_vec()).collect(), entries: vec![] };
         let free = case.clusters.clone();
-        let mut all =
-            Self { case, free, tree, sources: BTreeMap::new(), files: BTreeMap::new(), paths: vec![], random: seed | 1 };
+        let mut all = Self {
+            case,
+            free,
+            tree,
+            sources: BTreeMap::new(),
+            files: BTreeMap::new(),
+            paths: vec![],
+            random: seed | 1,
+        };
         // In random order: files in as many pieces as they have clusters.
         for i in (1..all.free.len()).rev() {
             let j = all.next(i as u64 + 1) as usize;
@@ -206,7 +217,12 @@ impl<'c> Wanted<'c> {
         let time = |secs| Some(Timestamp { secs, nanos: 123_456_700, digits: 7 });
         let times = match i % 4 {
             0 => Times::default(),
-            1 => Times { modified: time(1_234_567_891), accessed: time(1_300_000_000), created: time(1), changed: time(2) },
+            1 => Times {
+                modified: time(1_234_567_891),
+                accessed: time(1_300_000_000),
+                created: time(1),
+                changed: time(2),
+            },
             2 => Times { modified: time(-5_000_000_000), ..Times::default() },
             _ => Times { created: time(1_700_000_001), ..Times::default() },
         };
@@ -241,7 +257,9 @@ impl<'c> Wanted<'c> {
         }
         let content = Content::Linked(self.case.extents(&places, size));
         let i = self.push(parent, name, NewKind::File { size, content });
-        let one = |p: &Option<u64>| p.map_or(vec![0; self.case.unit as usize], |p| self.case.bytes_at(p, self.case.unit).to_vec());
+        let one = |p: &Option<u64>| {
+            p.map_or(vec![0; self.case.unit as usize], |p| self.case.bytes_at(p, self.case.unit).to_vec())
+        };
         let mut bytes: Vec<u8> = places.iter().flat_map(one).collect();
         bytes.truncate(size as usize);
         self.files.insert(self.paths[i].clone(), sha(&bytes));
@@ -351,7 +369,8 @@ impl Mounted {
         run("umount", &[self.at.to_str().unwrap()]);
         assert!(self.child.wait().unwrap().success());
         // What it tells of every mount, when it stays in the foreground.
-        let usual = ["Version ", "Mounted ", "Cmdline options:", "Mount options:", "Ownership and permissions", "Unmounting "];
+        let usual =
+            ["Version ", "Mounted ", "Cmdline options:", "Mount options:", "Ownership and permissions", "Unmounting "];
         let said = self.said();
         let odd: Vec<_> = said.lines().filter(|l| !usual.iter().any(|u| l.starts_with(u))).collect();
         assert!(odd.is_empty(), "{odd:?}");

@@ -33,6 +33,11 @@ fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
     Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
 }
 
+/// Where copies of a stream went: of each, places in order.
+type Copies = HashMap<Origin, Vec<Places>>;
+/// Bytes and, where they are stored, their place.
+type Places = Vec<(u64, Option<u64>)>;
+
 struct Audit<'a> {
     old: &'a Ntfs,
     before: &'a State,
@@ -75,7 +80,7 @@ fn set(runs: &[Run], cluster: u64) -> Vec<(u64, u64)> {
 }
 
 /// Extents without the identity of the layer, neighbours together.
-fn plain<'e>(extents: impl IntoIterator<Item = &'e Extent<Stream>>) -> Option<Vec<(u64, Option<u64>)>> {
+fn plain<'e>(extents: impl IntoIterator<Item = &'e Extent<Stream>>) -> Option<Places> {
     let mut map: Map<Stream> = Map::new();
     for e in extents {
         map.push(e.len, e.what);
@@ -115,7 +120,8 @@ impl Audit<'_> {
         let (old, new) = (&self.before.census.clusters, &self.now.census.clusters);
         let mut filled = super::bits::Bits::new(self.old.reader.context(0).clusters);
         for (at, len) in &self.staging.filled {
-            let run = Run { lcn: at.get().checked_div(cluster).unwrap_or(0), len: len.checked_div(cluster).unwrap_or(0) };
+            let run =
+                Run { lcn: at.get().checked_div(cluster).unwrap_or(0), len: len.checked_div(cluster).unwrap_or(0) };
             let whole = at.get().checked_rem(cluster) == Some(0) && len.checked_rem(cluster) == Some(0);
             if !whole || filled.put_run(run, true).is_err() {
                 return Err(wrong(at.get(), "filled range", "whole clusters, each once"));
@@ -165,7 +171,7 @@ impl Audit<'_> {
                 added.insert(top);
             }
         }
-        let mut copies: HashMap<Origin, Vec<Vec<(u64, Option<u64>)>>> = HashMap::new();
+        let mut copies = Copies::new();
         for copy in &self.staging.copies {
             let mut map: Map<Stream> = Map::new();
             copy.to.iter().for_each(|(at, len)| map.push_stored(*len, self.new.reader.volume.id(), at.get()));
@@ -197,12 +203,7 @@ impl Audit<'_> {
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
     }
-    fn entry(
-        &self,
-        entry: &NewEntry,
-        object: ObjectId,
-        copies: &mut HashMap<Origin, Vec<Vec<(u64, Option<u64>)>>>,
-    ) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copies: &mut Copies) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.object).times;
@@ -241,7 +242,8 @@ impl Audit<'_> {
             left.entry(new.path(e)).or_default().push(e);
         }
         let streams = |tree: &Tree, object: ObjectId| -> Vec<_> {
-            let one = |s| (tree.stream(s).size, tree.stream(s).valid, tree.stream_name(s).map(<[u8]>::to_vec), tree.map(s));
+            let one =
+                |s| (tree.stream(s).size, tree.stream(s).valid, tree.stream_name(s).map(<[u8]>::to_vec), tree.map(s));
             tree.streams(object).map(one).collect()
         };
         let own = [MFT, BITMAP];
@@ -280,9 +282,14 @@ impl Audit<'_> {
         let (mut a, mut b) = (vec![0; self.old.reader.boot.record], vec![0; self.old.reader.boot.record]);
         for n in (0..before).filter(|n| self.before.census.in_use.get(*n)) {
             if gone.contains(&n) {
-                let sequence = |s: &State| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
+                let sequence =
+                    |s: &State| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
                 if self.now.census.in_use.get(n) || sequence(self.before) == sequence(self.now) {
-                    return Err(wrong(self.old.reader.place(n).get(), "the image's record", "free, with another sequence number"));
+                    return Err(wrong(
+                        self.old.reader.place(n).get(),
+                        "the image's record",
+                        "free, with another sequence number",
+                    ));
                 }
                 continue;
             }
@@ -296,13 +303,22 @@ impl Audit<'_> {
                 return Err(wrong(self.old.reader.place(n).get(), "MFT record", format!("record {n} as it was")));
             }
         }
+        for number in &parents {
+            self.once(&RawRecord::read(&self.new.reader, *number)?)?;
+        }
         for id in added {
             let number = self.now.tree.object(*id).number;
             let record = RawRecord::read(&self.new.reader, number)?;
             let chunk = self.new.reader.file(number, 0)?;
             let place = self.new.reader.place(number).get();
             let names = chunk.names.len();
-            let links = self.new.reader.record(number)?.get(0x12..).and_then(|b| b.first_chunk()).map(|b| u16::from_le_bytes(*b));
+            let links = self
+                .new
+                .reader
+                .record(number)?
+                .get(0x12..)
+                .and_then(|b| b.first_chunk())
+                .map(|b| u16::from_le_bytes(*b));
             if links.map(usize::from) != Some(names) || names == 0 {
                 return Err(wrong(place, "MFT record", format!("a link count of {names} in record {number}")));
             }
@@ -312,11 +328,28 @@ impl Audit<'_> {
             }
             for r in &chunk.recs {
                 let raw = RawRecord::read(&self.new.reader, r.number)?;
+                self.once(&raw)?;
                 let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
                 let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
                 if !sorted || !sizes || self.before.census.in_use.get(r.number) {
-                    return Err(wrong(place, "MFT record", format!("attributes in order, with sizes that fit, in record {}", r.number)));
+                    return Err(wrong(
+                        place,
+                        "MFT record",
+                        format!("attributes in order, with sizes that fit, in record {}", r.number),
+                    ));
                 }
+            }
+        }
+        Ok(())
+    }
+    /// No attribute is there twice, but for names.
+    fn once(&self, record: &RawRecord) -> Result<()> {
+        let (mut seen, mut instances) = (HashSet::new(), HashSet::new());
+        for a in &record.attributes {
+            let key = (a.kind, a.name.as_slice(), a.bytes.get(0x10..0x18).filter(|_| a.value.is_none()));
+            if !(a.kind == kind::FILE_NAME || seen.insert(key)) || !instances.insert(a.bytes.get(0x0E..0x10)) {
+                let place = self.new.reader.place(record.number).get();
+                return Err(wrong(place, "MFT record", format!("each attribute once in record {}", record.number)));
             }
         }
         Ok(())
@@ -373,13 +406,18 @@ impl Audit<'_> {
                 return Err(wrong(place, "directory index", "entries in order"));
             }
             let mut left = names.remove(&number).unwrap_or_default();
-            let sequence = |n: u64| usize::try_from(n).ok().and_then(|n| self.now.census.slots.get(n)).map_or(0, |s| s.0);
+            let sequence =
+                |n: u64| usize::try_from(n).ok().and_then(|n| self.now.census.slots.get(n)).map_or(0, |s| s.0);
             for key in &dir.keys {
                 let n = key.reference.number();
                 let name = utf16::to_wtf8(key.value.get(0x42..).unwrap_or_default());
                 let known = left.remove(&(n, name)) || self.other_name(number, key)?;
                 if !known || key.reference.sequence() != sequence(n) || !self.now.census.in_use.get(n) {
-                    return Err(wrong(place, "directory index", format!("no entry without a file, but one for record {n}")));
+                    return Err(wrong(
+                        place,
+                        "directory index",
+                        format!("no entry without a file, but one for record {n}"),
+                    ));
                 }
                 if let Some(id) = self.by_number.get(&n).filter(|id| added.contains(id)) {
                     self.copies(key, *id, Reference(number | u64::from(sequence(number)) << 48), place)?;
@@ -396,14 +434,16 @@ impl Audit<'_> {
         let own = key.reference.number() == dir;
         let record = RawRecord::read(&self.new.reader, key.reference.number())?;
         let name = |v: &[u8]| v.get(0x40..).map(<[u8]>::to_vec);
-        let same = |a: &super::raw::Raw| a.kind == kind::FILE_NAME && a.value.as_deref().and_then(name) == name(&key.value);
+        let same =
+            |a: &super::raw::Raw| a.kind == kind::FILE_NAME && a.value.as_deref().and_then(name) == name(&key.value);
         let short = FileName::decode(&key.value).is_some_and(|n| n.space == super::layout::DOS);
         Ok((own || short) && record.attributes.iter().any(same))
     }
     /// What a new entry says of its file.
     fn copies(&self, key: &Key, id: ObjectId, parent: Reference, place: u64) -> Result<()> {
         let tree = &self.now.tree;
-        let u64_at = |at: usize| key.value.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
+        let u64_at =
+            |at: usize| key.value.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
         let object = tree.object(id);
         let t = object.times;
         let times = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map_or(0, filetime));
@@ -433,10 +473,13 @@ impl Audit<'_> {
         for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
             let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
             let used = size.checked_rem(cluster).unwrap_or(0);
-            let Some((What::Stored(place), len)) = extents.last().map(|e| (e.what, e.len)).filter(|_| used != 0) else { continue };
+            let Some((What::Stored(place), len)) = extents.last().map(|e| (e.what, e.len)).filter(|_| used != 0) else {
+                continue;
+            };
             tails.insert((place.offset.get().saturating_add(len), cluster.saturating_sub(used)));
         }
-        let staged: HashSet<(u64, u64)> = self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
+        let staged: HashSet<(u64, u64)> =
+            self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
         if staged != tails || staged.len() != self.staging.slack.len() {
             return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
         }

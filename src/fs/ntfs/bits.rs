@@ -33,7 +33,11 @@ impl Bits {
     pub fn put(&mut self, n: u64, on: bool) -> bool {
         let Some(byte) = usize::try_from(n >> 3).ok().and_then(|at| self.bytes.get_mut(at)) else { return false };
         let before = *byte;
-        if on { *byte |= 1 << (n & 7) } else { *byte &= !(1 << (n & 7)) }
+        if on {
+            *byte |= 1 << (n & 7)
+        } else {
+            *byte &= !(1 << (n & 7))
+        }
         *byte != before
     }
     /// Sets or clears the bits of a run; the first that was so before, or is beyond the end, is the error.

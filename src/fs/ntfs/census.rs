@@ -65,7 +65,8 @@ impl Census {
     }
     fn record(&mut self, bytes: &mut [u8], reader: &Reader, clusters: u64) {
         let number = self.slots.len() as u64;
-        let u16_at = |b: &[u8], at: usize| b.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b));
+        let u16_at =
+            |b: &[u8], at: usize| b.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b));
         if !bytes.starts_with(b"FILE") {
             self.slots.push((0, 0));
             return;
@@ -94,7 +95,10 @@ impl Census {
             }
         }
         for run in all {
-            if run.lcn != HOLE && run.lcn != LOST && let Err(n) = self.owned.put_run(run, true) {
+            if run.lcn != HOLE
+                && run.lcn != LOST
+                && let Err(n) = self.owned.put_run(run, true)
+            {
                 self.fault(|| format!("cluster {n} has two owners, one is MFT record {number}"));
             }
         }
@@ -102,7 +106,8 @@ impl Census {
     fn compare(&mut self, count: u64, clusters: u64) {
         let differ = |a: &Bits, b: &Bits, end: u64, spare: std::ops::Range<u64>| {
             let pairs = a.bytes().iter().zip(b.bytes()).enumerate().filter(|(_, (a, b))| a != b);
-            let bits = pairs.flat_map(|(i, _)| (0..8u64).map(move |bit| (i as u64).saturating_mul(8).saturating_add(bit)));
+            let bits =
+                pairs.flat_map(|(i, _)| (0..8u64).map(move |bit| (i as u64).saturating_mul(8).saturating_add(bit)));
             let mut odd = bits.filter(|n| *n < end && !spare.contains(n) && a.get(*n) != b.get(*n)).peekable();
             odd.peek().copied().map(|first| (first, odd.count()))
         };

@@ -87,14 +87,7 @@ pub fn mapped_head(name: &[u16], flags: u16, lowest: u64) -> usize {
 
 /// A piece of a non-resident attribute, with instance 0, from VCN `lowest` on: as many of the runs as `room` bytes hold.
 /// Also how many runs these are. None where there is no room for one.
-pub fn mapped(
-    kind: u32,
-    name: &[u16],
-    m: &Mapped,
-    lowest: u64,
-    runs: &[Run],
-    room: usize,
-) -> Option<(Vec<u8>, usize)> {
+pub fn mapped(kind: u32, name: &[u16], m: &Mapped, lowest: u64, runs: &[Run], room: usize) -> Option<(Vec<u8>, usize)> {
     let at = mapped_head(name, m.flags, lowest);
     let (mut pairs, mut before, mut vcns, mut used) = (Vec::new(), 0u64, 0u64, 0usize);
     for run in runs {

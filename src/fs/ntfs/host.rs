@@ -92,7 +92,9 @@ impl Ntfs {
             bytes = bytes.saturating_add((entry.name.len() as u64).saturating_mul(4).saturating_add(0xC0));
         }
         let block = (boot.index_block as u64).max(boot.cluster);
-        let units = bytes.div_ceil(boot.cluster).saturating_add(dirs.saturating_mul(block.div_ceil(boot.cluster)).saturating_mul(2));
+        let units = bytes
+            .div_ceil(boot.cluster)
+            .saturating_add(dirs.saturating_mul(block.div_ceil(boot.cluster)).saturating_mul(2));
         (units.saturating_add(16), bytes.saturating_mul(2).saturating_add(boot.clusters() / 8))
     }
 }

@@ -127,7 +127,11 @@ impl Reading<'_> {
         let (first, used) = (f.u32(0)? as usize, f.u32(4)? as usize);
         let mut at = first;
         loop {
-            let (len, key, flags) = (usize::from(f.u16(at.saturating_add(8))?), f.u16(at.saturating_add(10))?, f.u16(at.saturating_add(12))?);
+            let (len, key, flags) = (
+                usize::from(f.u16(at.saturating_add(8))?),
+                f.u16(at.saturating_add(10))?,
+                f.u16(at.saturating_add(12))?,
+            );
             let end = at.saturating_add(len);
             if len < ENTRY || !len.is_multiple_of(8) || end > used {
                 return Err(f.wrong(at, "an index entry within the bytes in use"));
@@ -140,7 +144,9 @@ impl Reading<'_> {
                 return Ok(());
             }
             let value = f.slice(at.saturating_add(ENTRY), key.into())?;
-            if FileName::decode(value).is_none_or(|n| n.name.is_empty() || n.name.len().saturating_add(0x42) != value.len()) {
+            if FileName::decode(value)
+                .is_none_or(|n| n.name.is_empty() || n.name.len().saturating_add(0x42) != value.len())
+            {
                 return Err(f.wrong(at, "a $FILE_NAME as the key"));
             }
             self.out.push(Key { reference: Reference(f.u64(at)?), value: value.to_vec() });
@@ -341,9 +347,16 @@ mod tests {
         for (block, cluster) in [(4096, 4096), (4096, 512), (4096, 65536), (2048, 512), (8192, 8192)] {
             let per_block = if block as u64 >= cluster { block as u64 / cluster } else { 8 } as u8;
             let form = Form { block, per_block };
-            for (count, len, room) in
-                [(0, 0, 300), (1, 0, 300), (3, 240, 300), (3, 240, 56), (40, 20, 400), (41, 249, 56), (5000, 30, 300), (3000, 249, 60)]
-            {
+            for (count, len, room) in [
+                (0, 0, 300),
+                (1, 0, 300),
+                (3, 240, 300),
+                (3, 240, 56),
+                (40, 20, 400),
+                (41, 249, 56),
+                (5000, 30, 300),
+                (3000, 249, 60),
+            ] {
                 let keys = keys(count, len);
                 let built = build(&keys, form, cluster, room).unwrap();
                 assert!(built.root.len() <= room);

@@ -59,7 +59,8 @@ fn image(ntfs: &Ntfs, number: u64) -> Result<Image> {
     let chunk = ntfs.reader.file(number, 0)?;
     let numbers: BTreeSet<u64> = chunk.recs.iter().map(|r| r.number).collect();
     let records = numbers.iter().map(|n| RawRecord::read(&ntfs.reader, *n)).collect::<Result<Vec<_>>>()?;
-    let clusters = records.iter().flat_map(|r| &r.attributes).flat_map(|a| stored(&a.runs).collect::<Vec<_>>()).collect();
+    let clusters =
+        records.iter().flat_map(|r| &r.attributes).flat_map(|a| stored(&a.runs).collect::<Vec<_>>()).collect();
     let parents = chunk.names.iter().map(|n| n.parent.number()).collect();
     Ok(Image { records, clusters, parents })
 }
@@ -180,8 +181,7 @@ impl Build<'_> {
         let drafts: Vec<Draft> =
             counts.iter().map(|c| Draft { references: taken.by_ref().take(*c).collect() }).collect();
         let base = |node: usize| drafts.get(node).and_then(|d| d.references.first()).copied().unwrap_or(0);
-        self.dir_refs =
-            wanted.dirs.iter().map(|d| d.node.map_or_else(|| parent.record.reference(), base)).collect();
+        self.dir_refs = wanted.dirs.iter().map(|d| d.node.map_or_else(|| parent.record.reference(), base)).collect();
         for (node, draft) in wanted.nodes.iter().zip(&drafts).filter(|(n, _)| n.dir.is_none()) {
             let refs = &self.dir_refs;
             let values = node.values(self.security(node, securities), cluster, |d| refs.get(d).copied().unwrap_or(0));
@@ -195,9 +195,9 @@ impl Build<'_> {
         let fail = || Self::too_many(node);
         if packed.list > 0 {
             let list = packed.list(&draft.references);
-            let room = self.capacity().saturating_sub(
-                packed.records.first().into_iter().flatten().map(|p| p.bytes.len()).sum(),
-            );
+            let room = self
+                .capacity()
+                .saturating_sub(packed.records.first().into_iter().flatten().map(|p| p.bytes.len()).sum());
             let outside = resident(kind::ATTRIBUTE_LIST, &[], &list, false).len() > room;
             if outside {
                 let len = list.len() as u64;
@@ -291,7 +291,10 @@ impl Build<'_> {
                 && self.state.up.fold(&a.name()) == self.state.up.fold(&b.name())
             {
                 let name = String::from_utf16_lossy(&b.name());
-                return Err(refused(format!("two entries of one directory would have the name {}", shown(name.as_bytes()))));
+                return Err(refused(format!(
+                    "two entries of one directory would have the name {}",
+                    shown(name.as_bytes())
+                )));
             }
         }
         Ok(all)
@@ -307,7 +310,9 @@ impl Build<'_> {
         let securities = [Security::default(), security(&parent.record)];
         let cluster = self.cluster();
         for (at, dir) in wanted.dirs.iter().enumerate() {
-            let Some((node, draft)) = dir.node.and_then(|n| Some((wanted.nodes.get(n)?, drafts.get(n)?))) else { continue };
+            let Some((node, draft)) = dir.node.and_then(|n| Some((wanted.nodes.get(n)?, drafts.get(n)?))) else {
+                continue;
+            };
             let keys = self.sorted(Vec::new(), self.keys(wanted, &drafts, at))?;
             let refs = &self.dir_refs;
             let values = node.values(self.security(node, &securities), cluster, |d| refs.get(d).copied().unwrap_or(0));
@@ -315,7 +320,12 @@ impl Build<'_> {
                 self.pack_dir(&values, root_bytes(wanted, dir)).ok_or_else(|| Self::too_many(node))?;
             let index = self.index(&keys, room)?;
             if let Some(last) = packed.records.last_mut() {
-                last.extend(index.into_iter().map(|(kind, bytes)| Piece { kind, name: NAME.to_vec(), lowest: 0, bytes }));
+                last.extend(index.into_iter().map(|(kind, bytes)| Piece {
+                    kind,
+                    name: NAME.to_vec(),
+                    lowest: 0,
+                    bytes,
+                }));
             }
             self.write(node, draft, packed)?;
         }
@@ -329,7 +339,8 @@ impl Build<'_> {
             let dir = OldDir::read(&self.ntfs.reader, number)?;
             self.trusted(&dir)?;
             let new = if number == into { self.keys(wanted, &drafts, 0) } else { Vec::new() };
-            let mut kept: Vec<Key> = dir.keys.iter().filter(|k| !gone.contains(&k.reference.number())).cloned().collect();
+            let mut kept: Vec<Key> =
+                dir.keys.iter().filter(|k| !gone.contains(&k.reference.number())).cloned().collect();
             if number == ROOT {
                 sized_mft(&mut kept, &grown);
             }
@@ -339,7 +350,8 @@ impl Build<'_> {
             }
             self.form = dir.form;
             let index = self.index(&keys, dir.room())?;
-            let record = dir.with(index).ok_or_else(|| refused("a directory's record has no room for its new index"))?;
+            let record =
+                dir.with(index).ok_or_else(|| refused("a directory's record has no room for its new index"))?;
             self.changed.insert(number, record);
         }
         Ok(grown)
@@ -347,7 +359,10 @@ impl Build<'_> {
     /// Refuses a directory whose index is not what the records say.
     fn trusted(&self, dir: &OldDir) -> Result<()> {
         let bad = |what: &str| {
-            Err(refused(format!("the index of the directory of MFT record {} {what}: check the host first", dir.record.number)))
+            Err(refused(format!(
+                "the index of the directory of MFT record {} {what}: check the host first",
+                dir.record.number
+            )))
         };
         if index::out_of_order(&dir.keys, &self.state.up).is_some() {
             return bad("is out of order");
@@ -362,8 +377,10 @@ impl Build<'_> {
             return bad("has entries that lead to no file");
         }
         let object = self.state.tree.objects().find(|(_, o)| o.number == dir.record.number).map(|o| o.0);
-        let names: BTreeSet<Vec<u8>> = dir.keys.iter().map(|k| utf16::to_wtf8(k.value.get(0x42..).unwrap_or_default())).collect();
-        let missing = object.is_none_or(|o| self.state.tree.children(o).iter().any(|e| !names.contains(self.state.tree.name(*e))));
+        let names: BTreeSet<Vec<u8>> =
+            dir.keys.iter().map(|k| utf16::to_wtf8(k.value.get(0x42..).unwrap_or_default())).collect();
+        let missing = object
+            .is_none_or(|o| self.state.tree.children(o).iter().any(|e| !names.contains(self.state.tree.name(*e))));
         if missing { bad("lacks entries") } else { Ok(()) }
     }
     /// Puts the bytes of a value at their places, by the sector.
@@ -504,7 +521,9 @@ impl Build<'_> {
 
 /// Bytes of an index root with all new entries of a directory.
 fn root_bytes(wanted: &Wanted, dir: &super::wanted::Dir) -> usize {
-    let name = |(node, name): &(usize, usize)| wanted.nodes.get(*node).and_then(|n| n.names.get(*name)).map_or(0, |n| n.1.len());
+    let name = |(node, name): &(usize, usize)| {
+        wanted.nodes.get(*node).and_then(|n| n.names.get(*name)).map_or(0, |n| n.1.len())
+    };
     let key = |units: usize| 0x52usize.saturating_add(units.saturating_mul(2)).next_multiple_of(8);
     index::small(dir.entries.iter().map(name).map(key))
 }
@@ -512,7 +531,8 @@ fn root_bytes(wanted: &Wanted, dir: &super::wanted::Dir) -> usize {
 /// The runs of a value that is in one piece, without holes.
 fn data_runs(ntfs: &Ntfs, number: u64, kind: u32) -> Result<Vec<Run>> {
     let record = RawRecord::read(&ntfs.reader, number)?;
-    let found = record.get(kind).filter(|a| a.value.is_none() && stored(&a.runs).count() == a.runs.len() && !record.has_list());
+    let found =
+        record.get(kind).filter(|a| a.value.is_none() && stored(&a.runs).count() == a.runs.len() && !record.has_list());
     let found = found.ok_or_else(|| refused(format!("MFT record {number} is not of a form that is written")))?;
     Ok(found.runs.clone())
 }
@@ -530,7 +550,9 @@ fn writes(sectors: Sectors) -> Vec<Fresh> {
     let mut out: Vec<Fresh> = Vec::new();
     for (at, bytes) in sectors {
         match out.last_mut() {
-            Some(last) if last.at.get().saturating_add(last.bytes.len() as u64) == at => last.bytes.extend_from_slice(&bytes),
+            Some(last) if last.at.get().saturating_add(last.bytes.len() as u64) == at => {
+                last.bytes.extend_from_slice(&bytes)
+            }
             _ => out.push(Fresh { at: Offset::new(at), bytes }),
         }
     }

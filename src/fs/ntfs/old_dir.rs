@@ -11,7 +11,8 @@ use crate::fs::ntfs::raw::{RawRecord, stored};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::runs::Run;
 
-const WIDE_NAME: &[u8] = b"$\0I\0003\x000\0";
+/// `$I30` in UTF-16.
+const WIDE_NAME: &[u8] = &[0x24, 0, 0x49, 0, 0x33, 0, 0x30, 0];
 
 /// A directory as it is.
 #[derive(Debug)]

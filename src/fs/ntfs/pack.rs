@@ -187,7 +187,8 @@ impl Packed {
             None => Body::Resident(list.to_vec(), false),
             Some((runs, size)) => Body::Runs { runs: runs.to_vec(), size, valid: size },
         };
-        let piece = whole(&Value { kind: kind::ATTRIBUTE_LIST, name: Vec::new(), body }, cluster, usize::from(u16::MAX))?;
+        let piece =
+            whole(&Value { kind: kind::ATTRIBUTE_LIST, name: Vec::new(), body }, cluster, usize::from(u16::MAX))?;
         self.records.first_mut()?.insert(1, piece);
         Some(())
     }

@@ -58,7 +58,7 @@ impl RawRecord {
         }
         layout::fix_up(&mut bytes).map_err(wrong)?;
         let record = Record::decode(Fields::new("MFT record", place, &bytes), number)?;
-        let attributes = record.attributes().map(|a| raw(&a?, &bytes, reader).map_err(|what| wrong(what)));
+        let attributes = record.attributes().map(|a| raw(&a?, &bytes, reader).map_err(wrong));
         let attributes = attributes.collect::<Result<Vec<_>>>()?;
         Ok(Self { number, sequence: record.sequence, flags: record.flags, usn, attributes, bytes })
     }

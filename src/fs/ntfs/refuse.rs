@@ -71,7 +71,10 @@ fn of_the_volume(ntfs: &Ntfs) -> Result<Vec<String>> {
     }
     out.extend(state.census.faults.iter().map(|f| format!("the host is damaged: {f}")));
     for (entry, depth) in state.tree.order() {
-        if depth == 1 && state.tree.name(entry).eq_ignore_ascii_case(b"hiberfil.sys") && hibernated(ntfs, state.tree.entry(entry).object)? {
+        if depth == 1
+            && state.tree.name(entry).eq_ignore_ascii_case(b"hiberfil.sys")
+            && hibernated(ntfs, state.tree.entry(entry).object)?
+        {
             out.push("Windows is hibernated on the host (hiberfil.sys): start it and shut it down first".into());
         }
     }
@@ -114,9 +117,9 @@ pub(super) fn mirror(ntfs: &Ntfs) -> Result<Option<String>> {
     let second = copy.read_vec(Offset::new(0), len)?;
     let record = reader.boot.record.max(1);
     let differ = first.chunks(record).zip(second.chunks(record)).position(|(a, b)| a != b);
-    Ok(differ.map(|n| format!("the host's $MFT and $MFTMirr differ in record {n}: {CHECK}")).or_else(|| {
-        (len < record.saturating_mul(4)).then(|| "the host's $MFTMirr is too small".into())
-    }))
+    Ok(differ
+        .map(|n| format!("the host's $MFT and $MFTMirr differ in record {n}: {CHECK}"))
+        .or_else(|| (len < record.saturating_mul(4)).then(|| "the host's $MFTMirr is too small".into())))
 }
 
 fn hibernated(ntfs: &Ntfs, object: crate::fs::ObjectId) -> Result<bool> {
@@ -137,7 +140,8 @@ fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result
     let known = tree.order().any(|(e, _)| e == image.entry && tree.entry(e).object == image.object);
     let stream = known.then(|| tree.data(image.object)).flatten();
     let object = known.then(|| *tree.object(image.object));
-    let (Some(stream), Some(object)) = (stream, object.filter(|o| o.kind == Kind::File && o.number >= FIRST_USER && !o.system))
+    let (Some(stream), Some(object)) =
+        (stream, object.filter(|o| o.kind == Kind::File && o.number >= FIRST_USER && !o.system))
     else {
         out.push("the image is no file of the host".into());
         return Ok(());

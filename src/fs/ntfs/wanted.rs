@@ -5,7 +5,7 @@ use crate::extent::{Offset, What};
 use crate::fs::Times;
 use crate::fs::host::{Content, Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
-use crate::fs::ntfs::encode::{Duplicated, Out, filetime, file_name};
+use crate::fs::ntfs::encode::{Duplicated, Out, file_name, filetime};
 use crate::fs::ntfs::layout::kind;
 use crate::fs::ntfs::pack::{Body, Value};
 use crate::fs::ntfs::reader::Reader;
@@ -189,13 +189,14 @@ impl Wanted {
                     let whole = last || e.len.checked_rem(cluster) == Some(0);
                     let lcn = match e.what {
                         What::Zero => Some(HOLE),
-                        What::Stored(p) if p.layer == from.reader.volume.id() => {
-                            Some(p.offset.get()).filter(|p| p.checked_rem(cluster) == Some(0)).and_then(|p| p.checked_div(cluster))
-                        }
+                        What::Stored(p) if p.layer == from.reader.volume.id() => Some(p.offset.get())
+                            .filter(|p| p.checked_rem(cluster) == Some(0))
+                            .and_then(|p| p.checked_div(cluster)),
                         _ => None,
                     };
                     let lcn = lcn.filter(|_| whole && e.start.get() == at);
-                    let lcn = lcn.ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
+                    let lcn =
+                        lcn.ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
                     let run = Run { len: e.len.div_ceil(cluster), lcn };
                     at = at.saturating_add(e.len);
                     if lcn != HOLE {
