@@ -234,6 +234,7 @@ impl<'c> Wanted<'c> {
             times,
             attributes: if i.is_multiple_of(5) { 0x1827 } else { 0 },
             posix: None,
+            xattrs: vec![],
             origin: Some(Origin { volume: i, stream: None, object }),
         });
         i

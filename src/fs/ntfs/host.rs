@@ -110,6 +110,7 @@ impl Host for Ntfs {
             hard_links: true,
             symlinks: false,
             special: false,
+            xattrs: false,
             slack_shows: false,
             names: NameRules::Win32,
         }

@@ -136,7 +136,9 @@ impl Wanted {
                     all.name(node, parent, &entry.name)?;
                     (node, None)
                 }
-                NewKind::Symlink(_) => return Err(refused("links can't be written to NTFS yet")),
+                NewKind::Symlink(_) | NewKind::Special(_) => {
+                    return Err(refused("links and special files can't be written to NTFS yet"));
+                }
             };
             made.push(one);
         }
