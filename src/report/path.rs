@@ -1,8 +1,9 @@
 //! Names and paths as text, reversibly: file systems have names that are no text.
 //!
 //! A byte is written `%XX` (two upper-case hexadecimal digits) where it is part of a sequence that is not valid UTF-8
-//! (such as a lone surrogate in WTF-8), part of a control character (U+0000 to U+001F, U+007F to U+009F), or a `%` that
-//! two hexadecimal digits follow. Everything else stays as it is, so nearly all names are unchanged, and each text has
+//! (such as a lone surrogate in WTF-8), part of a control character (U+0000 to U+001F, U+007F to U+009F), of one that turns
+//! the direction of writing (U+202A to U+202E, U+2066 to U+2069: by these, `gpj.exe` can be shown as `exe.jpg`), or a `%`
+//! that two hexadecimal digits follow. Everything else stays as it is, so nearly all names are unchanged, and each text has
 //! exactly one reading: [`unescape`] takes every `%` with two hexadecimal digits for a byte.
 
 use std::borrow::Cow;
@@ -41,7 +42,8 @@ pub fn unescape(text: &str) -> Cow<'_, [u8]> {
 }
 
 fn escape_but(raw: &[u8], also: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let needs = |c: char, after: &[u8]| c.is_control() || also(c) || (c == '%' && hex_pair(after).is_some());
+    let needs =
+        |c: char, after: &[u8]| c.is_control() || turns(c) || also(c) || (c == '%' && hex_pair(after).is_some());
     if let Ok(text) = std::str::from_utf8(raw)
         && !text.char_indices().any(|(at, c)| {
             let after = raw.get(at.saturating_add(c.len_utf8())..).unwrap_or_default();
@@ -65,6 +67,11 @@ fn escape_but(raw: &[u8], also: impl Fn(char) -> bool) -> Cow<'_, str> {
         at = at.saturating_add(chunk.invalid().len());
     }
     Cow::Owned(out)
+}
+
+/// Whether a character turns the direction of writing of what follows it.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 fn push_hex(out: &mut String, bytes: &[u8]) {
@@ -100,6 +107,7 @@ mod tests {
         assert_eq!(escape(b"%41"), "%2541");
         assert_eq!(escape(b"\xED\xA0\x80.txt"), "%ED%A0%80.txt");
         assert_eq!(escape("\u{9b}2J".as_bytes()), "%C2%9B2J");
+        assert_eq!(escape("\u{202E}gpj.exe".as_bytes()), "%E2%80%AEgpj.exe");
         assert_eq!(escape(b"%4\xff"), "%4%FF");
         assert_eq!(escape(b"a/b"), "a/b");
         assert_eq!(escape_name(b"a/b"), "a%2Fb");
