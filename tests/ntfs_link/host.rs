@@ -367,7 +367,14 @@ impl Mounted {
         text
     }
     pub fn close(mut self) {
-        run("umount", &[self.at.to_str().unwrap()]);
+        let done = (0..200).any(|_| {
+            let done = Command::new("umount").arg(&self.at).stderr(Stdio::null()).status().unwrap().success();
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            done
+        });
+        assert!(done, "ntfs-3g can't be unmounted");
         assert!(self.child.wait().unwrap().success());
         // What it tells of every mount, when it stays in the foreground.
         let usual =

@@ -4,6 +4,10 @@
 mod apply;
 mod faults;
 mod host;
+mod kill;
+#[expect(dead_code, reason = "only power cuts are used here")]
+#[path = "../common/machine.rs"]
+mod machine;
 #[path = "../ntfs_support/mod.rs"]
 mod ntfs_support;
 mod relink;
@@ -58,5 +62,33 @@ fn twenty_thousand_files_and_one_in_more_than_ten_thousand_pieces() {
     // Without optimisation this takes seconds; a search for each name would take minutes.
     assert!(time.as_secs() < 60, "{time:?}");
     assert!(staging.fresh.len() < 60, "{}", staging.fresh.len());
+    check(&wanted);
+}
+
+#[test]
+fn fifty_thousand_names_in_one_directory() {
+    let case = HostCase::new(Shape { sector: 512, cluster: 4096, mib: 160 }, 3000, 20);
+    let mut wanted = Wanted::new(&case, &["out"], 3);
+    let dir = wanted.dir(None, "fifty thousand");
+    for i in 0..50_000u32 {
+        let name = format!("{:08x} and so on", i.wrapping_mul(2_654_435_761));
+        if i % 25 != 0 || !wanted.linked(Some(dir), &name, 1 + u64::from(i) % 4096, 0) {
+            wanted.empty(Some(dir), &name);
+        }
+    }
+    check(&wanted);
+}
+
+#[test]
+fn many_files_on_clusters_of_64_kib() {
+    let case = HostCase::new(Shape { sector: 512, cluster: 65536, mib: 400 }, 2500, 20);
+    let mut wanted = Wanted::new(&case, &["vm", "out"], 3);
+    assert!(wanted.linked(None, "in pieces", 800 * 65536 - 7, 0));
+    assert!(wanted.linked(None, "in pieces with holes", 300 * 65536, 3));
+    for i in 0..8000u64 {
+        if i % 8 != 0 || !wanted.linked(None, &format!("linked {i}"), 1 + i * 13 % 65536, 0) {
+            wanted.empty(None, &format!("empty {i}"));
+        }
+    }
     check(&wanted);
 }

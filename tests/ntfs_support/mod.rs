@@ -159,8 +159,16 @@ pub struct Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.at).status();
-        if !done.is_ok_and(|s| s.success()) {
+        // What was closed a moment ago may still be in use for another one.
+        let done = (0..200).any(|_| {
+            let out = Command::new("umount").arg(&self.at).stderr(Stdio::null()).status();
+            let done = out.is_ok_and(|s| s.success());
+            if !done {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            done
+        });
+        if !done {
             // Something of the test is still open in it: a failing test.
             let _ = Command::new("umount").arg("-l").arg(&self.at).status();
             let _ = self.child.kill();

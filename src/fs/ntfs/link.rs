@@ -422,28 +422,6 @@ impl Build<'_> {
         let old_bits = data_runs(self.ntfs, MFT, kind::BITMAP)?;
         let size = self.ntfs.reader.boot.record as u64;
 
-        let mut new_records = Sectors::new();
-        let mut region: Vec<u8> = Vec::new();
-        let new_from = old_places.len();
-        for n in grown.records.0..grown.records.1 {
-            let bytes = match self.records.remove(&n) {
-                Some(bytes) => bytes,
-                None => mft_grow::free_record(self.ntfs.reader.boot.record, n).unwrap_or_default(),
-            };
-            let at = n.saturating_mul(size);
-            if at < new_from {
-                self.put(&mut new_records, &grown.places, at, &bytes)?;
-            } else {
-                region.extend_from_slice(&bytes);
-            }
-        }
-        for (at, part) in grown.places.put(new_from, &region).ok_or_else(|| refused("$MFT ends before its place"))? {
-            self.staging.fresh.push(Fresh { at: Offset::new(at), bytes: part.to_vec() });
-        }
-        drop(region);
-        for (n, bytes) in &self.records {
-            self.put(&mut new_records, &grown.places, n.saturating_mul(size), bytes)?;
-        }
         let both = |sectors: &mut Sectors, n: u64, bytes: &[u8]| -> Result<()> {
             let at = n.saturating_mul(size);
             self.put(sectors, &grown.places, at, bytes)?;
@@ -452,6 +430,33 @@ impl Build<'_> {
             }
             Ok(())
         };
+        let mut new_records = Sectors::new();
+        let mut region: Vec<u8> = Vec::new();
+        let new_from = old_places.len();
+        for n in grown.records.0..grown.records.1 {
+            let free;
+            let bytes = match self.records.get(&n) {
+                Some(bytes) => bytes,
+                None => {
+                    free = mft_grow::free_record(self.ntfs.reader.boot.record, n).unwrap_or_default();
+                    &free
+                }
+            };
+            let at = n.saturating_mul(size);
+            if at < new_from {
+                both(&mut new_records, n, bytes)?;
+            } else if at.saturating_add(size) <= mirrored {
+                return Err(refused("$MFTMirr is longer than $MFT: such a host is not written"));
+            } else {
+                region.extend_from_slice(bytes);
+            }
+        }
+        let parts = grown.places.put(new_from, &region).ok_or_else(|| refused("$MFT ends before its place"))?;
+        let parts: Vec<Fresh> =
+            parts.into_iter().map(|(at, part)| Fresh { at: Offset::new(at), bytes: part.to_vec() }).collect();
+        for (n, bytes) in self.records.range(..grown.records.0) {
+            both(&mut new_records, *n, bytes)?;
+        }
         let (mut mft, mut freed, mut dirs) = (Sectors::new(), Sectors::new(), Sectors::new());
         if RawRecord::read(&self.ntfs.reader, MFT)?.bytes_with_usn() != grown.record {
             both(&mut mft, MFT, &grown.record)?;
@@ -464,6 +469,8 @@ impl Build<'_> {
             both(&mut dirs, *n, bytes)?;
         }
 
+        self.staging.fresh.extend(parts);
+        self.records.clear();
         // The bits of records: what is in clusters of before by the sector, first both old and new.
         let before = &self.state.census.records;
         let old_end = old_bits.iter().map(|r| r.len).sum::<u64>().saturating_mul(cluster);

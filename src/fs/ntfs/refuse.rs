@@ -5,6 +5,7 @@ use crate::extent::{Map, Offset, Stream};
 use crate::fs::Kind;
 use crate::fs::host::HostImage;
 use crate::fs::ntfs::layout::{self, Boot, COMPRESSION_MASK, ENCRYPTED, FIRST_USER, MFT, MIRROR, VOLUME, kind};
+use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::raw::RawRecord;
 use crate::fs::ntfs::read::Ntfs;
 
@@ -177,6 +178,12 @@ fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result
         }
         _ => false,
     };
+    let parents: std::collections::BTreeSet<u64> = chunk.names.iter().map(|n| n.parent.number()).collect();
+    for parent in parents {
+        if let Err(e) = OldDir::read(&ntfs.reader, parent) {
+            out.push(format!("the directory of the image can't be changed: {e}"));
+        }
+    }
     if !one {
         out.push("the image has more than one name (hard links): remove the others first".into());
     }
