@@ -40,13 +40,21 @@ pub fn undo(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Resu
         return Ok(Outcome::AlreadyTakenBack);
     }
     let volume = open_host(journal.about(), host)?;
+    undo_on(&mut journal, &volume, progress)
+}
+
+/// The same on a journal and a volume that are open already, without asking who else has them.
+///
+/// # Errors
+/// As [`undo`].
+pub fn undo_on(journal: &mut Journal, volume: &HostVolume, progress: Progress<'_>) -> Result<Outcome> {
     let image = journal.about().image.clone();
     let digest = |before: Arc<dyn ReadAt<Volume>>| {
         let options = OpenOptions::default();
         let level = Guest::probe(0, before, options.read).open_image(&escape(&image), options)?;
         digest::of_image(&level)
     };
-    Ok(outcome(txn::undo(&mut journal, &volume, &digest, &step(progress))?))
+    Ok(outcome(txn::undo(journal, volume, &digest, &step(progress))?))
 }
 
 fn outcome(way: Recovered) -> Outcome {

@@ -10,6 +10,7 @@ use crate::extent::{ReadAt, Stream};
 use crate::fs::host::{Job, Origin};
 use crate::relink::{Done, Prepared, Progress, digest, step};
 use crate::report::manifest;
+use crate::source::medium::JournalFile;
 use crate::source::{guard, medium};
 use crate::stack::Guest;
 use crate::txn::{self, Checked, HostVolume, Sources};
@@ -32,27 +33,15 @@ impl Prepared {
         refuse(reasons)?;
         let opened = medium::open_host(ground, at, len)?;
         let volume = HostVolume::new(opened.medium, opened.volume_at, len)?;
-        self.same_host(&volume)?;
-
-        let host = self.job.host.as_host().ok_or_else(|| Error::Unsupported("the host can't be written".into()))?;
-        let job = Job { tree: &self.plan.tree, image: &self.job.image, zero_slack: self.plan.zero_slack };
-        let staging = host.link(&job)?;
-        let checked =
-            Checked::new(staging, Arc::clone(&self.job.volume), |after, staging| host.audit(after, &job, staging))?;
-
+        let checked = self.checked(&volume)?;
         let rows = manifest::manifest(self);
         if let Some(path) = manifest {
             write_new(path, &rows).map_err(|e| Error::io(format!("writing the manifest {}", path.display()), e))?;
         }
-        let done = medium::create_journal(journal)
-            .and_then(|file| txn::commit(checked, &volume, file, about.clone(), &rows, self, &step(progress)));
+        let done =
+            medium::create_journal(journal).and_then(|file| self.carry_out(checked, &volume, file, &rows, progress));
         match done {
-            Ok(done) => Ok(Done {
-                metadata_bytes: done.fresh_bytes.saturating_add(done.switched_bytes),
-                copied_bytes: done.copied_bytes,
-                zeroed_bytes: done.slack_bytes,
-                journal_bytes: done.journal_bytes,
-            }),
+            Ok(done) => Ok(done),
             Err(e) => {
                 // A manifest of what did not happen would mislead; of what may still happen, it stays.
                 if let (Some(path), false) = (manifest, matches!(e, Error::Interrupted { .. })) {
@@ -61,6 +50,42 @@ impl Prepared {
                 Err(e)
             }
         }
+    }
+
+    /// The same on a volume and a journal that are open already, without asking who else has them: what remains is the
+    /// check that the volume is what was planned for, the audit, and the steps of the transaction.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_on(&self, volume: &HostVolume, journal: JournalFile, progress: Progress<'_>) -> Result<Done> {
+        refuse(self.refusals.clone())?;
+        self.carry_out(self.checked(volume)?, volume, journal, &manifest::manifest(self), progress)
+    }
+
+    /// The new state of the host, audited.
+    fn checked(&self, volume: &HostVolume) -> Result<Checked> {
+        self.same_host(volume)?;
+        let host = self.job.host.as_host().ok_or_else(|| Error::Unsupported("the host can't be written".into()))?;
+        let job = Job { tree: &self.plan.tree, image: &self.job.image, zero_slack: self.plan.zero_slack };
+        let staging = host.link(&job)?;
+        Checked::new(staging, Arc::clone(&self.job.volume), |after, staging| host.audit(after, &job, staging))
+    }
+
+    fn carry_out(
+        &self,
+        checked: Checked,
+        volume: &HostVolume,
+        journal: JournalFile,
+        rows: &[u8],
+        progress: Progress<'_>,
+    ) -> Result<Done> {
+        let done = txn::commit(checked, volume, journal, self.job.about.clone(), rows, self, &step(progress))?;
+        Ok(Done {
+            metadata_bytes: done.fresh_bytes.saturating_add(done.switched_bytes),
+            copied_bytes: done.copied_bytes,
+            zeroed_bytes: done.slack_bytes,
+            journal_bytes: done.journal_bytes,
+        })
     }
 
     /// Whether the host, now that nobody else can write it, is what the plan was made for.

@@ -16,7 +16,7 @@ mod rest;
 #[cfg(test)]
 mod tests;
 
-pub use back::{recover, undo};
+pub use back::{recover, undo, undo_on};
 pub use prepare::prepare;
 
 /// What a relink is told beside the address.
