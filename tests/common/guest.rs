@@ -247,6 +247,21 @@ pub fn large_files() -> Guest {
     cached("large-files", |image| ntfs(image, 2 << 30, fill), seen_by_ntfs3g)
 }
 
+/// Many small files, for the speed of the walk: 200,000 in 2,000 folders, half of them resident.
+pub fn many_files() -> Guest {
+    let fill = |root: &Path| {
+        let mut noise = Noise::new(5);
+        for i in 0..200_000_usize {
+            let dir = root.join(format!("folder {:02}/sub folder {:04}", i / 10_000, i / 100));
+            if i % 100 == 0 {
+                fs::create_dir_all(&dir).unwrap();
+            }
+            write(&dir.join(format!("some file {i:06}.dat")), &noise.bytes(if i % 2 == 0 { 100 } else { 3000 }));
+        }
+    };
+    cached("many-files", |image| ntfs(image, 2 << 30, fill), seen_by_ntfs3g)
+}
+
 /// A handful of files, for hosts that are taken apart write by write: NTFS without a partition table.
 pub fn tiny_ntfs(path: &Path, len: u64, cluster: u32) -> Seens {
     File::create(path).unwrap().set_len(len).unwrap();
