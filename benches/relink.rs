@@ -136,7 +136,7 @@ fn relinks(name: &str, guest: &Guest) {
     fresh();
     {
         let mount = Mount::fat(&target, "rw+");
-        let mut command = words(&["cp", "-r", "--preserve=timestamps"]);
+        let mut command = words(&["cp", "-r", "--sparse=never", "--preserve=timestamps"]);
         command.extend(tops.clone());
         command.push(mount.dir.display().to_string());
         copy("cp -r, mounted copies", command);
