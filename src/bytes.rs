@@ -25,6 +25,7 @@ macro_rules! scalar {
         ///
         /// # Errors
         /// [`Error::Corrupt`] where the structure ends before.
+        #[inline]
         pub fn $name(&self, at: usize) -> Result<$ty> {
             self.array(at).map(<$ty>::$from)
         }
@@ -52,15 +53,19 @@ impl<'a, S: Space> Fields<'a, S> {
     ///
     /// # Errors
     /// [`Error::Corrupt`] where the structure ends before.
+    #[inline]
     pub fn slice(&self, at: usize, len: usize) -> Result<&'a [u8]> {
-        at.checked_add(len)
-            .and_then(|end| self.bytes.get(at..end))
-            .ok_or_else(|| self.wrong(at, format!("{len} bytes, in a structure of {}", self.bytes.len())))
+        at.checked_add(len).and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.short(at, len))
+    }
+    #[cold]
+    fn short(&self, at: usize, len: usize) -> Error {
+        self.wrong(at, format!("{len} bytes, in a structure of {}", self.bytes.len()))
     }
     /// The part of the structure from `at` on, `len` bytes long, as a structure called `name`.
     ///
     /// # Errors
     /// [`Error::Corrupt`] where the structure ends before.
+    #[inline]
     pub fn part(&self, name: &'static str, at: usize, len: usize) -> Result<Fields<'a, S>> {
         Ok(Fields { bytes: self.slice(at, len)?, name, at: self.at.saturating_add(at as u64) })
     }
@@ -68,9 +73,10 @@ impl<'a, S: Space> Fields<'a, S> {
     ///
     /// # Errors
     /// [`Error::Corrupt`] where the structure ends before.
+    #[inline]
     pub fn array<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
-        let bytes = self.slice(at, N)?;
-        <[u8; N]>::try_from(bytes).map_err(|_| self.wrong(at, format!("{N} bytes")))
+        let there = self.bytes.get(at..).and_then(<[u8]>::first_chunk);
+        there.copied().ok_or_else(|| self.short(at, N))
     }
     scalar! {
         /// The byte at `at`.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 
 use ntfs_support::*;
 use unimage::extent::{Encoding, Offset, What};
-use unimage::fs::{EntryId, FileSystem, Form, Kind, StreamId, Tree};
+use unimage::fs::{EntryId, FileSystem, Form, Kind, StreamId, TimeUnit, Tree};
 
 fn read(fs: &dyn FileSystem, tree: &Tree, stream: StreamId) -> Vec<u8> {
     let opened = fs.open(tree, stream).unwrap_or_else(|e| panic!("{stream:?}: {e}"));
@@ -42,7 +42,7 @@ fn ours(fs: &dyn FileSystem, tree: &Tree) -> All {
         let id = tree.entry(e).object;
         let object = tree.object(id);
         let modified = object.times.modified.unwrap();
-        assert_eq!(modified.digits, 7);
+        assert_eq!(modified.unit, TimeUnit::Tick);
         let data = tree.data(id).map(|s| read(fs, tree, s)).unwrap_or_default();
         let named = tree.streams(id).filter_map(|s| Some((tree.stream_name(s)?.to_vec(), sha(&read(fs, tree, s)))));
         Seen {

@@ -51,6 +51,22 @@ struct Count {
     problems: u64,
 }
 
+impl Count {
+    fn add(&mut self, more: Self) {
+        self.entries = self.entries.saturating_add(more.entries);
+        self.streams = self.streams.saturating_add(more.streams);
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.problems = self.problems.saturating_add(more.problems);
+    }
+}
+
+/// What a stretch of the entries is listed as.
+#[derive(Default)]
+struct Block {
+    text: Vec<u8>,
+    count: Count,
+}
+
 impl Ls {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         let stack = s.open(&self.address)?;
@@ -91,7 +107,10 @@ impl Ls {
                 if tree.object(*id).kind == Kind::Dir {
                     return self.tree(s, guest, Some(*id), "", count);
                 }
-                listing::single(&tree, *id, last(path), |visit| self.entry(s, visit, count))
+                listing::single(&tree, *id, last(path), |visit| {
+                    self.entry(s.out.buffer(), visit, count);
+                    Ok(s.out.row()?)
+                })
             }
             Target::Stream(v, path, stream) => {
                 let tree = walk(guest(*v)?)?;
@@ -161,15 +180,20 @@ impl Ls {
     ) -> Result<(), End> {
         let tree = walk(guest)?;
         let scope = Scope { below, recursive: self.recursive, system: self.all };
-        listing::walk(&tree, scope, prefix, |visit| self.entry(s, visit, count))?;
+        let put = |block: &mut Block, visit: &Visit<'_>| self.entry(&mut block.text, visit, &mut block.count);
+        listing::walk(&tree, scope, prefix, put, |block| {
+            count.add(std::mem::take(&mut block.count));
+            s.out.write(&block.text)?;
+            block.text.clear();
+            Ok::<_, End>(())
+        })?;
         for problem in tree.problems() {
             self.problem(s, &problem.what, count)?;
         }
         Ok(())
     }
 
-    fn entry(&self, s: &mut Session<'_>, visit: &Visit<'_>, count: &mut Count) -> Result<(), End> {
-        let out = s.out.buffer();
+    fn entry(&self, out: &mut Vec<u8>, visit: &Visit<'_>, count: &mut Count) {
         if self.json {
             listing::json(out, visit);
         } else if self.bodyfile {
@@ -187,7 +211,6 @@ impl Ls {
                 }
             }
         }
-        Ok(s.out.row()?)
     }
 
     /// Something that could not be read: a row, or a line on standard error.

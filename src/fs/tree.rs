@@ -1,6 +1,7 @@
 //! The result of a walk: entries, objects, streams and extents in arenas.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::error::Error;
 use crate::extent::{Extent, Map, Offset, Stream, Volume};
@@ -31,6 +32,20 @@ id! {
     StreamId
 }
 
+/// A name in the arena of a [`TreeBuilder`] and of its [`Tree`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameId {
+    at: u32,
+    len: u16,
+}
+
+impl NameId {
+    fn of(self, names: &[u8]) -> &[u8] {
+        let start = self.at as usize;
+        names.get(start..start.saturating_add(self.len.into())).unwrap_or_default()
+    }
+}
+
 impl ObjectId {
     /// The identity at a position of its arena.
     pub(crate) fn from_index(index: u32) -> Self {
@@ -49,8 +64,35 @@ pub struct Timestamp {
     pub secs: i64,
     /// Nanoseconds beyond, below 10^9.
     pub nanos: u32,
-    /// How many decimal digits of a second the file system keeps: 0 to 9.
-    pub digits: u8,
+    /// What the file system counts them in.
+    pub unit: TimeUnit,
+}
+
+/// The smallest difference of two times that a file system can tell, or the next lower power of ten. (An enumeration, so
+/// that an optional time takes no more memory than a time.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum TimeUnit {
+    /// 1 s.
+    #[default]
+    Second,
+    /// 10 ms.
+    Hundredth,
+    /// 100 ns.
+    Tick,
+    /// 1 ns.
+    Nano,
+}
+
+impl TimeUnit {
+    /// Decimal digits of a second.
+    pub fn digits(self) -> u8 {
+        match self {
+            Self::Second => 0,
+            Self::Hundredth => 2,
+            Self::Tick => 7,
+            Self::Nano => 9,
+        }
+    }
 }
 
 /// The times of an object, each where its file system has it.
@@ -131,7 +173,7 @@ pub struct Entry {
     pub parent: ObjectId,
     /// What it leads to.
     pub object: ObjectId,
-    name: (u32, u16),
+    name: NameId,
 }
 
 /// How a stream's bytes are kept.
@@ -160,7 +202,7 @@ pub struct StreamInfo {
     pub form: Form,
     /// The file system's own note of where the stream is described.
     pub locator: u64,
-    name: Option<(u32, u16)>,
+    name: Option<NameId>,
     extents: (u32, u32),
 }
 
@@ -225,11 +267,20 @@ impl Tree {
     }
     /// Every entry below the root with its depth (1 for the root's own entries): parents before children.
     pub fn order(&self) -> impl ExactSizeIterator<Item = (EntryId, u32)> {
-        self.order.iter().copied().zip(self.depth.iter().copied())
+        self.order_in(0..self.order.len())
+    }
+    /// A stretch of [`order`](Self::order).
+    pub fn order_in(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = (EntryId, u32)> {
+        let order = self.order.get(range.clone()).unwrap_or_default();
+        order.iter().copied().zip(self.depth.get(range).unwrap_or_default().iter().copied())
+    }
+    /// The entry that leads to a directory below the root; none for others.
+    pub fn entry_of(&self, dir: ObjectId) -> Option<EntryId> {
+        self.entry_of_dir.get(dir.index()).copied().flatten()
     }
     /// The name of an entry: UTF-8 where it can be, WTF-8 for lone surrogates, raw bytes where the file system has these.
     pub fn name(&self, id: EntryId) -> &[u8] {
-        self.text(self.entry(id).name)
+        self.entry(id).name.of(&self.names)
     }
     /// The streams of an object: the data first (also of a file without a byte), then those with names, by their names.
     pub fn streams(&self, id: ObjectId) -> impl Iterator<Item = StreamId> + use<> {
@@ -251,7 +302,7 @@ impl Tree {
     }
     /// The name of a stream, none for the unnamed data.
     pub fn stream_name(&self, id: StreamId) -> Option<&[u8]> {
-        self.stream(id).name.map(|n| self.text(n))
+        self.stream(id).name.map(|n| n.of(&self.names))
     }
     /// The extents of a stream: ordered, gapless from 0 to its size, merged.
     pub fn extents(&self, id: StreamId) -> &[Extent<Stream>] {
@@ -284,9 +335,9 @@ impl Tree {
         let mut names = vec![self.name(id)];
         let mut dir = self.entry(id).parent;
         // Ends at the root: `finish` gives each directory one entry, and these form a tree.
-        while let Some(Some(up)) = self.entry_of_dir.get(dir.index()) {
-            names.push(self.name(*up));
-            dir = self.entry(*up).parent;
+        while let Some(up) = self.entry_of(dir) {
+            names.push(self.name(up));
+            dir = self.entry(up).parent;
         }
         names.reverse();
         names.join(&b'/')
@@ -304,10 +355,6 @@ impl Tree {
     /// The object at a path of raw names, the root for none.
     pub fn lookup<'n>(&self, path: impl IntoIterator<Item = &'n [u8]>) -> Option<ObjectId> {
         path.into_iter().try_fold(self.root, |dir, name| self.child(dir, name).map(|e| self.entry(e).object))
-    }
-    fn text(&self, (at, len): (u32, u16)) -> &[u8] {
-        let start = at as usize;
-        self.names.get(start..start.saturating_add(len.into())).unwrap_or_default()
     }
 }
 
@@ -373,8 +420,23 @@ impl TreeBuilder {
     }
     /// Adds a name of `object` in the directory `parent`. Names longer than 65,535 bytes are cut: no format has them.
     pub fn entry(&mut self, parent: ObjectId, name: &[u8], object: ObjectId) -> EntryId {
+        let name = self.name(name);
+        self.link(parent, name, object)
+    }
+    /// Adds a name whose directory is not known yet. Names longer than 65,535 bytes are cut.
+    pub fn name(&mut self, name: &[u8]) -> NameId {
+        let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
+        let at = next(self.names.len());
+        self.names.extend_from_slice(name);
+        NameId { at, len: u16::try_from(name.len()).unwrap_or(u16::MAX) }
+    }
+    /// The bytes of a name that was added.
+    pub fn text(&self, name: NameId) -> &[u8] {
+        name.of(&self.names)
+    }
+    /// Makes a name that was added one of `object` in the directory `parent`.
+    pub fn link(&mut self, parent: ObjectId, name: NameId, object: ObjectId) -> EntryId {
         let id = EntryId(next(self.entries.len()));
-        let name = self.intern(name);
         self.entries.push(Entry { parent, object, name });
         id
     }
@@ -386,7 +448,7 @@ impl TreeBuilder {
         pieces: impl IntoIterator<Item = (u64, crate::extent::What<Volume>)>,
     ) -> StreamId {
         let id = StreamId(next(self.streams.len()));
-        let name = new.name.map(|n| self.intern(n));
+        let name = new.name.map(|n| self.name(n));
         let first = self.extents.len();
         let mut at = 0u64;
         for (len, what) in pieces.into_iter().chain([(u64::MAX, crate::extent::What::Zero)]) {
@@ -422,12 +484,6 @@ impl TreeBuilder {
     /// Notes damage.
     pub fn problem(&mut self, object: Option<ObjectId>, error: &Error) {
         self.problems.push(Problem { object, what: error.to_string() });
-    }
-    fn intern(&mut self, name: &[u8]) -> (u32, u16) {
-        let name = name.get(..usize::from(u16::MAX)).unwrap_or(name);
-        let at = next(self.names.len());
-        self.names.extend_from_slice(name);
-        (at, u16::try_from(name.len()).unwrap_or(u16::MAX))
     }
     /// The tree below `root`. A second name of a directory and whatever is in a cycle of directories is left out and
     /// noted as a problem: what the order lists is a tree. Linear but for sorting siblings by name.
@@ -497,13 +553,10 @@ impl TreeBuilder {
     }
     /// Sorts streams by object, unnamed first; gives the first stream of each object and one more.
     fn sort_streams(&mut self) -> Vec<u32> {
-        let names = std::mem::take(&mut self.names);
-        let text = |(at, len): (u32, u16)| {
-            names.get(at as usize..(at as usize).saturating_add(len.into())).unwrap_or_default()
-        };
+        let names = &self.names;
+        let text = |name: NameId| name.of(names);
         // Readers add them in order, nearly always: then this is one pass.
         self.streams.sort_by(|a, b| a.object.cmp(&b.object).then_with(|| a.name.map(text).cmp(&b.name.map(text))));
-        self.names = names;
         let mut first = Vec::with_capacity(self.objects.len().saturating_add(1));
         let mut at = 0usize;
         for object in 0..=self.objects.len() {
@@ -516,10 +569,7 @@ impl TreeBuilder {
     }
     /// Entries by parent, then by name; and each object's range of them.
     fn sort_entries(&self) -> (Vec<EntryId>, Vec<(u32, u32)>) {
-        let name = |id: &EntryId| {
-            let (at, len) = self.entries.get(id.index()).map(|e| e.name).unwrap_or_default();
-            self.names.get(at as usize..(at as usize).saturating_add(len.into())).unwrap_or_default()
-        };
+        let name = |id: &EntryId| self.entries.get(id.index()).map(|e| e.name).unwrap_or_default().of(&self.names);
         // By parent in two passes over the entries: count, then place. The root's entry for itself is no child of it.
         let entries = || (0..).map(EntryId).zip(&self.entries).filter(|(_, e)| e.parent != e.object);
         let mut children = vec![(0u32, 0u32); self.objects.len()];

@@ -1,5 +1,9 @@
 //! A walk over a tree, or a part of it, with the path of every entry, and how one entry is put into each format.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::json::{Row, base64, number};
 use super::text::{left, right};
 use super::{path, time};
@@ -67,59 +71,123 @@ impl Visit<'_> {
     }
 }
 
-/// Calls `each` for every entry in `scope`: parents before children, siblings by name. `prefix` stands before each path.
-/// A walk costs what the tree costs, whatever part of it is in scope.
+/// Entries that one thread goes over at a time, and how many threads' worth of them are held.
+const BLOCK: usize = 2048;
+const BLOCKS: usize = 8;
+
+/// Calls `put` for every entry in `scope`: parents before children, siblings by name. `prefix` stands before each path.
+/// What `put` makes of a stretch of entries goes to one `B`, several at a time in parallel; `take` is given them in
+/// order, and has to empty each. A walk costs what the tree costs, whatever part of it is in scope.
 ///
 /// # Errors
-/// The first that `each` gives, which ends the walk.
-pub fn walk<E>(
+/// The first that `take` gives, which ends the walk.
+pub fn walk<B: Default + Send, E>(
     tree: &Tree,
     scope: Scope,
     prefix: &str,
-    mut each: impl FnMut(&Visit<'_>) -> Result<(), E>,
+    put: impl Fn(&mut B, &Visit<'_>) + Sync,
+    mut take: impl FnMut(&mut B) -> Result<(), E>,
 ) -> Result<(), E> {
-    let below = scope.below.filter(|dir| *dir != tree.root());
-    let mut order = tree.order().peekable();
-    let mut base = 0;
-    let mut above = 0;
-    if let Some(dir) = below {
-        let Some((entry, depth)) = order.by_ref().find(|(id, _)| tree.entry(*id).object == dir) else { return Ok(()) };
-        base = depth;
-        above = tree.path(entry).len().saturating_add(1);
+    let Some((range, base, above)) = range(tree, scope) else { return Ok(()) };
+    let start = Way { tree, scope, prefix, base, above, shown: prefix.into(), dirs: Vec::new(), hidden: None };
+    let (mut full, mut next): (Vec<B>, Vec<B>) = (Vec::new(), Vec::new());
+    let mut at = range.start;
+    loop {
+        next.resize_with(range.end.saturating_sub(at).div_ceil(BLOCK).min(BLOCKS), B::default);
+        let end = at.saturating_add(next.len().saturating_mul(BLOCK)).min(range.end);
+        rayon::in_place_scope(|threads| {
+            threads.spawn(|_| {
+                next.par_iter_mut().zip((at..end).into_par_iter().step_by(BLOCK)).for_each(|(block, from)| {
+                    start.clone().go(from..from.saturating_add(BLOCK).min(end), |visit| put(block, visit));
+                });
+            });
+            full.iter_mut().try_for_each(&mut take)
+        })?;
+        if at == end {
+            return Ok(());
+        }
+        at = end;
+        std::mem::swap(&mut full, &mut next);
     }
-    // The path so far, and for each depth how much of it is the directory's, and whether that needed no escape.
-    let mut shown = String::from(prefix);
-    let mut dirs: Vec<(usize, bool)> = vec![(shown.len(), true)];
-    let mut hidden: Option<u32> = None;
-    for (entry, depth) in order {
-        if depth <= base {
-            break;
+}
+
+/// The entries below the directory of a scope by their positions, its depth, and the length of its path with a `/`.
+fn range(tree: &Tree, scope: Scope) -> Option<(Range<usize>, u32, usize)> {
+    let all = tree.order().len();
+    let Some(dir) = scope.below.filter(|dir| *dir != tree.root()) else { return Some((0..all, 0, 0)) };
+    let entry = tree.entry_of(dir)?;
+    let at = tree.order().position(|(id, _)| id == entry)?;
+    let (_, base) = tree.order_in(at..all).next()?;
+    let start = at.saturating_add(1);
+    let below = tree.order_in(start..all).take_while(|(_, depth)| *depth > base).count();
+    Some((start..start.saturating_add(below), base, tree.path(entry).len().saturating_add(1)))
+}
+
+/// A walk on its way.
+#[derive(Clone)]
+struct Way<'a> {
+    tree: &'a Tree,
+    scope: Scope,
+    prefix: &'a str,
+    base: u32,
+    above: usize,
+    /// The path so far.
+    shown: String,
+    /// For each depth of it, how much of it there is, and whether that needed no escape.
+    dirs: Vec<(usize, bool)>,
+    /// The depth of a directory whose contents are left out.
+    hidden: Option<u32>,
+}
+
+impl Way<'_> {
+    /// Calls `each` for what is in scope of the entries at these positions.
+    fn go(mut self, range: Range<usize>, mut each: impl FnMut(&Visit<'_>)) {
+        let mut order = self.tree.order_in(range).peekable();
+        // The directories that the first one is in.
+        let mut above = Vec::new();
+        if let Some(&(first, depth)) = order.peek() {
+            let mut entry = first;
+            for depth in (self.base.saturating_add(1)..depth).rev() {
+                let Some(up) = self.tree.entry_of(self.tree.entry(entry).parent) else { break };
+                above.push((up, depth));
+                entry = up;
+            }
         }
-        if hidden.is_some_and(|of| depth > of) || (!scope.recursive && depth > base.saturating_add(1)) {
-            continue;
+        for (entry, depth) in above.into_iter().rev() {
+            self.step(entry, depth);
         }
-        hidden = None;
+        for (entry, depth) in order {
+            self.step(entry, depth).iter().for_each(&mut each);
+        }
+    }
+    /// The next entry in the order of the tree, none where it is out of scope.
+    fn step(&mut self, entry: EntryId, depth: u32) -> Option<Visit<'_>> {
+        let Self { tree, scope, prefix, base, above, .. } = *self;
+        let level = depth.saturating_sub(base) as usize;
+        if self.hidden.is_some_and(|of| depth > of) || (!scope.recursive && level > 1) {
+            return None;
+        }
         let id = tree.entry(entry).object;
         let object = tree.object(id);
-        if !scope.system && object.system {
-            hidden = Some(depth);
-            continue;
+        self.hidden = (!scope.system && object.system).then_some(depth);
+        if self.hidden.is_some() {
+            return None;
         }
-        let level = depth.saturating_sub(base) as usize;
-        dirs.truncate(level);
-        let (len, plain) = dirs.last().copied().unwrap_or_default();
-        shown.truncate(len);
+        self.dirs.truncate(level.saturating_sub(1));
+        let (len, plain) = self.dirs.last().copied().unwrap_or((prefix.len(), true));
+        self.shown.truncate(len);
+        if !self.dirs.is_empty() {
+            self.shown.push('/');
+        }
         let name = tree.name(entry);
         let escaped = path::escape_name(name);
-        shown.push_str(&escaped);
+        self.shown.push_str(&escaped);
         let plain = plain && escaped.len() == name.len();
-        each(&Visit { tree, id, shown: &shown, plain, bytes: Bytes::Entry(prefix, entry, above) })?;
         if object.kind == Kind::Dir {
-            shown.push('/');
-            dirs.push((shown.len(), plain));
+            self.dirs.push((self.shown.len(), plain));
         }
+        Some(Visit { tree, id, shown: &self.shown, plain, bytes: Bytes::Entry(prefix, entry, above) })
     }
-    Ok(())
 }
 
 /// Calls `each` once for one object that an address names, as `name` (raw bytes).
@@ -255,10 +323,10 @@ fn columns(out: &mut Vec<u8>, kind: &str, size: u64, times: &Times) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Form, NewStream, Times, Timestamp, TreeBuilder};
+    use crate::fs::{Form, NewStream, TimeUnit, Times, Timestamp, TreeBuilder};
 
     fn object(kind: Kind, number: u64) -> Object {
-        let modified = Some(Timestamp { secs: 86_400, nanos: 500_000_000, digits: 1 });
+        let modified = Some(Timestamp { secs: 86_400, nanos: 500_000_000, unit: TimeUnit::Hundredth });
         let times = Times { modified, ..Times::default() };
         Object { kind, number, times, attributes: 0, mode: None, owner: None, system: false }
     }
@@ -290,13 +358,16 @@ mod tests {
         b.finish(root)
     }
 
-    fn all(scope: Scope, prefix: &str, put: impl Fn(&mut Vec<u8>, &Visit<'_>)) -> Vec<String> {
+    fn all(scope: Scope, prefix: &str, put: impl Fn(&mut Vec<u8>, &Visit<'_>) + Sync) -> Vec<String> {
+        all_of(&tree(), scope, prefix, put)
+    }
+    fn all_of(tree: &Tree, scope: Scope, prefix: &str, put: impl Fn(&mut Vec<u8>, &Visit<'_>) + Sync) -> Vec<String> {
         let mut out = Vec::new();
-        walk(&tree(), scope, prefix, |v| {
-            put(&mut out, v);
+        let take = |block: &mut Vec<u8>| {
+            out.append(block);
             Ok::<_, ()>(())
-        })
-        .unwrap();
+        };
+        walk(tree, scope, prefix, put, take).unwrap();
         String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }
     fn find(tree: &Tree, path: &[&str]) -> ObjectId {
@@ -319,6 +390,42 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_of_many_blocks_is_one_walk() {
+        let mut b = TreeBuilder::new();
+        let root = b.object(object(Kind::Dir, 5));
+        let mut deep = root;
+        for n in 0..40 * BLOCK as u64 {
+            // Directories in directories, some of the system, with many files and none.
+            let system = n % 7001 == 7000;
+            let kind = if n % 500 == 0 { Kind::Dir } else { Kind::File };
+            let new = b.object(Object { system, ..object(kind, n) });
+            b.entry(if n % 6000 == 0 { root } else { deep }, format!("n%{n:x}").as_bytes(), new);
+            if kind == Kind::Dir {
+                deep = new;
+            }
+        }
+        let tree = b.finish(root);
+        let is_system = |path: &str| {
+            let mut names = path.split('/').map(|n| u64::from_str_radix(&n[2..], 16).unwrap());
+            names.any(|n| n % 7001 == 7000)
+        };
+        let paths: Vec<String> = tree.order().map(|(e, _)| String::from_utf8(tree.path(e)).unwrap()).collect();
+        let short = |out: &mut Vec<u8>, v: &Visit<'_>| {
+            out.extend_from_slice(&v.raw());
+            out.push(b'\n');
+        };
+        let deep = Scope { recursive: true, ..Scope::default() };
+        assert!(all_of(&tree, Scope { system: true, ..deep }, "", short) == paths);
+        let users: Vec<String> = paths.iter().filter(|p| !is_system(p)).map(|p| format!("p1/{p}")).collect();
+        assert!(users.len() < paths.len() && all_of(&tree, deep, "p1/", short) == users);
+        let below = paths.iter().find(|p| p.split('/').count() == 4).unwrap();
+        let below = below.rsplit_once('/').unwrap().0;
+        let inner: Vec<_> = users.iter().filter_map(|p| p[3..].strip_prefix(below)?.strip_prefix('/')).collect();
+        let dir = find(&tree, &below.split('/').collect::<Vec<_>>());
+        assert!(all_of(&tree, Scope { below: Some(dir), ..deep }, "", short) == inner);
+    }
+
+    #[test]
     fn json_rows_have_the_raw_path_where_it_was_escaped() {
         let rows = all(Scope { recursive: true, ..Scope::default() }, "p1/", json);
         let rows: Vec<serde_json::Value> = rows.iter().map(|r| serde_json::from_str(r).unwrap()).collect();
@@ -326,7 +433,7 @@ mod tests {
         assert!(rows[0].get("path_raw").is_none());
         assert_eq!(rows[1]["path"], "p1/a/x%1B");
         assert_eq!(rows[1]["path_raw"], base64(b"p1/a/x\x1b"));
-        assert_eq!(rows[1]["mtime"], "1970-01-02T00:00:00.5Z");
+        assert_eq!(rows[1]["mtime"], "1970-01-02T00:00:00.50Z");
         assert_eq!(
             (rows[2]["target"].clone(), rows[2]["target_raw"].clone()),
             ("../%FF".into(), base64(b"../\xff").into())

@@ -42,6 +42,13 @@ pub fn unescape(text: &str) -> Cow<'_, [u8]> {
 }
 
 fn escape_but(raw: &[u8], also: impl Fn(char) -> bool) -> Cow<'_, str> {
+    // Nearly all names are plain: that is seen without looking at one character after the other.
+    let plain = |b: u8| b.wrapping_sub(b' ') < 0x5F && b != b'%' && !also(char::from(b));
+    if raw.iter().fold(true, |all, b| all & plain(*b))
+        && let Ok(text) = std::str::from_utf8(raw)
+    {
+        return Cow::Borrowed(text);
+    }
     let needs =
         |c: char, after: &[u8]| c.is_control() || turns(c) || also(c) || (c == '%' && hex_pair(after).is_some());
     if let Ok(text) = std::str::from_utf8(raw)

@@ -54,11 +54,11 @@ pub fn rfc3339(out: &mut Vec<u8>, time: Timestamp) {
     digits(out, within / 60 % 60, 2);
     out.push(b':');
     digits(out, within % 60, 2);
-    let kept = usize::from(time.digits.min(9));
+    let kept = time.unit.digits();
     if kept > 0 {
         out.push(b'.');
-        let unit = 10u64.saturating_pow(9u32.saturating_sub(u32::from(time.digits.min(9))));
-        digits(out, u64::from(time.nanos).checked_div(unit).unwrap_or(0), kept);
+        let unit = 10u64.saturating_pow(9u32.saturating_sub(kept.into()));
+        digits(out, u64::from(time.nanos).checked_div(unit).unwrap_or(0), kept.into());
     }
     out.push(b'Z');
 }
@@ -66,28 +66,29 @@ pub fn rfc3339(out: &mut Vec<u8>, time: Timestamp) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::TimeUnit::{self, Hundredth, Nano, Second, Tick};
     use proptest::prelude::*;
 
-    fn text(secs: i64, nanos: u32, digits: u8) -> String {
+    fn text(secs: i64, nanos: u32, unit: TimeUnit) -> String {
         let mut out = Vec::new();
-        rfc3339(&mut out, Timestamp { secs, nanos, digits });
+        rfc3339(&mut out, Timestamp { secs, nanos, unit });
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn the_digits_are_those_that_the_file_system_has() {
-        assert_eq!(text(0, 0, 0), "1970-01-01T00:00:00Z");
-        assert_eq!(text(1_709_251_199, 123_456_700, 7), "2024-02-29T23:59:59.1234567Z");
-        assert_eq!(text(1_709_251_199, 120_000_000, 2), "2024-02-29T23:59:59.12Z");
-        assert_eq!(text(-1, 999_999_999, 9), "1969-12-31T23:59:59.999999999Z");
+        assert_eq!(text(0, 0, Second), "1970-01-01T00:00:00Z");
+        assert_eq!(text(1_709_251_199, 123_456_700, Tick), "2024-02-29T23:59:59.1234567Z");
+        assert_eq!(text(1_709_251_199, 120_000_000, Hundredth), "2024-02-29T23:59:59.12Z");
+        assert_eq!(text(-1, 999_999_999, Nano), "1969-12-31T23:59:59.999999999Z");
     }
 
     #[test]
     fn ntfs_can_hold_years_that_rfc_3339_can_not() {
         // The end of NTFS's time: 2^64 - 1 tenths of a microsecond from 1601 on.
-        assert_eq!(text(1_844_674_407_370 - 11_644_473_600, 955_161_500, 7), "+60056-05-28T05:36:10.9551615Z");
-        assert!(text(i64::MIN, 0, 0).starts_with('-'));
-        assert!(text(i64::MAX, 0, 0).starts_with('+'));
+        assert_eq!(text(1_844_674_407_370 - 11_644_473_600, 955_161_500, Tick), "+60056-05-28T05:36:10.9551615Z");
+        assert!(text(i64::MIN, 0, Second).starts_with('-'));
+        assert!(text(i64::MAX, 0, Second).starts_with('+'));
     }
 
     proptest! {
@@ -97,7 +98,7 @@ mod tests {
                 "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
             let there = time::OffsetDateTime::from_unix_timestamp(secs).unwrap()
                 .replace_nanosecond(nanos).unwrap().format(&format).unwrap();
-            prop_assert_eq!(text(secs, nanos, 9), there);
+            prop_assert_eq!(text(secs, nanos, Nano), there);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::*;
 use unimage::extent::{Extent, Map, Offset, Volume, What};
 use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
-use unimage::fs::{FileSystem, Kind, Times, Timestamp, Tree};
+use unimage::fs::{FileSystem, Kind, TimeUnit, Times, Timestamp, Tree};
 
 #[path = "../common/apply.rs"]
 mod apply;
@@ -150,7 +150,7 @@ impl<'c> Wanted<'c> {
         };
         self.paths.push(path);
         let i = self.tree.entries.len();
-        let time = |secs| Some(Timestamp { secs, nanos: 120_000_000, digits: 7 });
+        let time = |secs| Some(Timestamp { secs, nanos: 120_000_000, unit: TimeUnit::Tick });
         let times = match i % 4 {
             0 => Times::default(),
             1 => Times {

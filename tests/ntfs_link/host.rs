@@ -10,7 +10,7 @@ use std::sync::Arc;
 use unimage::error::{Error, Result};
 use unimage::extent::{Extent, LayerId, Map, Offset, ReadAt, Stream, Volume, What};
 use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
-use unimage::fs::{FileSystem, Kind, ReadOptions, Times, Timestamp, Tree};
+use unimage::fs::{FileSystem, Kind, ReadOptions, TimeUnit, Times, Timestamp, Tree};
 
 pub use crate::apply::apply;
 pub use crate::ntfs_support::{Image, Shape, noise, run, sha};
@@ -214,7 +214,7 @@ impl<'c> Wanted<'c> {
         };
         self.paths.push(path);
         let i = self.tree.entries.len();
-        let time = |secs| Some(Timestamp { secs, nanos: 123_456_700, digits: 7 });
+        let time = |secs| Some(Timestamp { secs, nanos: 123_456_700, unit: TimeUnit::Tick });
         let times = match i % 4 {
             0 => Times::default(),
             1 => Times {

@@ -7,7 +7,7 @@ use super::superblock::{Superblock, incompat, ro_compat};
 use crate::bytes::{Fields, put};
 use crate::error::Result;
 use crate::extent::{Offset, Volume};
-use crate::fs::{Kind, Times, Timestamp};
+use crate::fs::{Kind, TimeUnit, Times, Timestamp};
 
 /// The root directory's inode.
 pub const ROOT: u32 = 2;
@@ -72,11 +72,11 @@ pub struct Inode {
 fn time(f: &Fields<'_, Volume>, at: usize, more: Option<usize>) -> Result<Timestamp> {
     let secs = i64::from(f.u32(at)?.cast_signed());
     Ok(match more {
-        None => Timestamp { secs, nanos: 0, digits: 0 },
+        None => Timestamp { secs, nanos: 0, unit: TimeUnit::Second },
         Some(more) => {
             let extra = f.u32(more)?;
             let secs = secs.saturating_add(i64::from(extra & 3) << 32);
-            Timestamp { secs, nanos: (extra >> 2).min(999_999_999), digits: 9 }
+            Timestamp { secs, nanos: (extra >> 2).min(999_999_999), unit: TimeUnit::Nano }
         }
     })
 }

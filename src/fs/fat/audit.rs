@@ -14,7 +14,7 @@ use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::stamp;
 use crate::fs::fat::table::Next;
 use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
-use crate::fs::{EntryId, Kind, ObjectId, Times, Tree};
+use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times, Tree};
 use crate::txn::Staging;
 
 /// What is not so.
@@ -286,10 +286,16 @@ impl Audit<'_> {
         let zone = self.old.options.utc_offset;
         let short = entry_of(entry.times, entry.attributes, made, zone);
         let times = Times {
-            modified: stamp::decode(short.modified_date, short.modified_time, 0, 0, zone),
-            accessed: stamp::decode(short.accessed_date, 0, 0, 0, zone),
+            modified: stamp::decode(short.modified_date, short.modified_time, 0, TimeUnit::Second, zone),
+            accessed: stamp::decode(short.accessed_date, 0, 0, TimeUnit::Second, zone),
             changed: None,
-            created: stamp::decode(short.created_date, short.created_time, short.created_fine, 2, zone),
+            created: stamp::decode(
+                short.created_date,
+                short.created_time,
+                short.created_fine,
+                TimeUnit::Hundredth,
+                zone,
+            ),
         };
         (times, short.attr.into())
     }

@@ -13,7 +13,7 @@ use crate::fs::fat::{names, probe, stamp};
 use crate::fs::host::Host;
 use crate::fs::utf16;
 use crate::fs::{Facts, FileSystem, Form, Kind, NewStream, Object, ObjectId, ReadOptions, StreamId, Times};
-use crate::fs::{Tree, TreeBuilder};
+use crate::fs::{TimeUnit, Tree, TreeBuilder};
 
 /// Bytes that are read at once when a table is loaded.
 const CHUNK: u64 = 4 << 20;
@@ -223,10 +223,16 @@ impl Fat {
     fn times(&self, short: &Short) -> Times {
         let zone = self.options.utc_offset;
         Times {
-            modified: stamp::decode(short.modified_date, short.modified_time, 0, 0, zone),
-            accessed: stamp::decode(short.accessed_date, 0, 0, 0, zone),
+            modified: stamp::decode(short.modified_date, short.modified_time, 0, TimeUnit::Second, zone),
+            accessed: stamp::decode(short.accessed_date, 0, 0, TimeUnit::Second, zone),
             changed: None,
-            created: stamp::decode(short.created_date, short.created_time, short.created_fine, 2, zone),
+            created: stamp::decode(
+                short.created_date,
+                short.created_time,
+                short.created_fine,
+                TimeUnit::Hundredth,
+                zone,
+            ),
         }
     }
 }

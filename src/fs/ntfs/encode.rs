@@ -260,6 +260,7 @@ mod tests {
     use super::*;
     use crate::bytes::Fields;
     use crate::extent::Offset;
+    use crate::fs::TimeUnit;
     use crate::fs::ntfs::layout::{Body, Record, fix_up, timestamp};
 
     #[test]
@@ -288,9 +289,9 @@ mod tests {
     #[test]
     fn times_come_back() {
         for (secs, nanos) in [(0, 0), (-11_644_473_600, 100), (1_700_000_000, 123_456_700), (-5, 999_999_900)] {
-            let t = Timestamp { secs, nanos, digits: 7 };
+            let t = Timestamp { secs, nanos, unit: TimeUnit::Tick };
             assert_eq!(timestamp(filetime(t) as i64), t);
         }
-        assert_eq!(filetime(Timestamp { secs: i64::MIN, nanos: 0, digits: 0 }), 0);
+        assert_eq!(filetime(Timestamp { secs: i64::MIN, nanos: 0, unit: TimeUnit::Second }), 0);
     }
 }

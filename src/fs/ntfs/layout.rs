@@ -5,7 +5,7 @@
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, Volume};
-use crate::fs::Timestamp;
+use crate::fs::{TimeUnit, Timestamp};
 
 /// Fix-ups protect strides of so many bytes, whatever the sectors of the medium.
 pub const STRIDE: usize = 512;
@@ -456,7 +456,7 @@ pub fn timestamp(filetime: i64) -> Timestamp {
     const TICKS: i64 = 10_000_000;
     const UNIX_EPOCH: i64 = 11_644_473_600;
     let nanos = u32::try_from(filetime.rem_euclid(TICKS)).unwrap_or(0).saturating_mul(100);
-    Timestamp { secs: filetime.div_euclid(TICKS).saturating_sub(UNIX_EPOCH), nanos, digits: 7 }
+    Timestamp { secs: filetime.div_euclid(TICKS).saturating_sub(UNIX_EPOCH), nanos, unit: TimeUnit::Tick }
 }
 
 /// A structure of the volume that could not be decoded, as an error.

@@ -8,25 +8,29 @@ use crate::fs::ntfs::layout::{self, DIRECTORY, DOS, EXTEND, FIRST_USER, ROOT, Re
 use crate::fs::ntfs::pieces::{self, Part, Value};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::reparse::{self, Reparse};
-use crate::fs::ntfs::scan::{Chunk, Name, Rec};
-use crate::fs::{Form, Kind, NewStream, Object, ObjectId, Times, Tree, TreeBuilder};
+use crate::fs::ntfs::scan::{Chunk, Rec};
+use crate::fs::{Form, Kind, NameId, NewStream, Object, ObjectId, Times, Tree, TreeBuilder};
 
 /// The largest `$ATTRIBUTE_LIST`, and more than the largest reparse buffer, in bytes.
 pub const MAX_VALUE: u64 = 256 << 10;
 /// Damage that is told one by one; the rest is counted.
 const MAX_PROBLEMS: usize = 2000;
+/// Files for which there is room from the start; `$MFT`'s bitmap may be wrong by any number.
+const MAX_RESERVED: usize = 1 << 20;
 const NOTHING: u32 = u32::MAX;
 
-/// Makes the tree of all chunks, which are in order of the records.
+/// Makes the tree of the chunks, which come in order of the records. A file of one record, as nearly all are, is done
+/// with when its chunk was added; those of more wait for all of theirs.
 pub struct Merge<'a> {
-    chunks: &'a [Chunk],
     reader: &'a Reader,
     builder: TreeBuilder,
     /// By record number: object + 1 in the low 32 bits, sequence number above, and whether it is a directory.
     slots: Vec<u64>,
-    links: Vec<Link<'a>>,
-    /// Extension records by their base's number: that, chunk, record.
-    extensions: Vec<(u64, u32, u32)>,
+    links: Vec<Link>,
+    /// Records with an attribute list, and extension records.
+    waiting: Chunk,
+    /// Damage that the sweep found: record and what is wrong.
+    damage: Vec<(u64, Error)>,
     /// Bytes of lists and buffers that may still be read: no honest volume has more than it has clusters.
     budget: u64,
     problems: usize,
@@ -36,27 +40,30 @@ pub struct Merge<'a> {
 }
 
 /// A name that waits for its directory.
-struct Link<'a> {
+struct Link {
     parent: Reference,
     object: ObjectId,
     /// The directory's object, [`NOTHING`] where it is gone.
     dir: u32,
     is_dir: bool,
-    name: &'a [u8],
+    name: NameId,
 }
 
 const DIR_BIT: u64 = 1 << 63;
 
 impl<'a> Merge<'a> {
-    /// A merge of `chunks`, which were read from the volume of `reader`.
-    pub fn new(chunks: &'a [Chunk], reader: &'a Reader) -> Self {
+    /// A merge of nothing yet, of the volume of `reader`, which says that it has so many files.
+    pub fn new(reader: &'a Reader, files: usize) -> Self {
+        let files = files.min(MAX_RESERVED);
+        let mut builder = TreeBuilder::new();
+        builder.reserve(files);
         Self {
-            chunks,
             reader,
-            builder: TreeBuilder::new(),
-            slots: Vec::new(),
-            links: Vec::new(),
-            extensions: Vec::new(),
+            builder,
+            slots: vec![0; ROOT as usize + 1],
+            links: Vec::with_capacity(files),
+            waiting: Chunk::default(),
+            damage: Vec::new(),
             budget: reader.volume.len(),
             problems: 0,
             unreported: 0,
@@ -64,46 +71,52 @@ impl<'a> Merge<'a> {
             whats: Vec::new(),
         }
     }
-    /// The tree.
-    pub fn finish(mut self) -> Tree {
-        let chunks = self.chunks;
-        let last = chunks.iter().rev().find_map(|c| c.recs.last()).map_or(0, |r| r.number);
-        let bases = chunks.iter().flat_map(|c| &c.recs).filter(|r| r.base.0 == 0).count();
-        self.builder.reserve(bases);
-        self.links.reserve(bases);
-        self.slots = vec![0; usize::try_from(last.max(ROOT).saturating_add(1)).unwrap_or(0)];
-        for (c, chunk) in (0u32..).zip(chunks) {
-            for (r, rec) in (0u32..).zip(&chunk.recs) {
-                if rec.base.0 != 0 {
-                    self.extensions.push((rec.base.number(), c, r));
+    /// Adds the records of a chunk; those of a later one have higher numbers.
+    pub fn add(&mut self, chunk: &mut Chunk) {
+        for (number, error) in chunk.problems.drain(..) {
+            if self.damage.len() < MAX_PROBLEMS {
+                self.damage.push((number, error));
+            } else {
+                self.unreported = self.unreported.saturating_add(1);
+            }
+        }
+        self.unreported = self.unreported.saturating_add(chunk.more_problems);
+        for rec in &chunk.recs {
+            if rec.base.0 == 0 {
+                let object = self.object(rec);
+                if !rec.listed {
+                    self.fill(object, rec, &[(chunk, rec)]);
+                    continue;
                 }
             }
+            self.waiting.copy(chunk, rec);
         }
-        self.extensions.sort_unstable();
-        let extensions = std::mem::take(&mut self.extensions);
-        let mut waiting = extensions.as_slice();
-        for chunk in chunks {
-            for rec in chunk.recs.iter().filter(|r| r.base.0 == 0) {
-                let before = waiting.partition_point(|e| e.0 < rec.number);
-                self.strays = self.strays.saturating_add(before as u64);
-                waiting = waiting.get(before..).unwrap_or_default();
-                let own = waiting.iter().take_while(|e| e.0 == rec.number).count();
-                let (mine, rest) = waiting.split_at_checked(own).unwrap_or_default();
-                waiting = rest;
-                self.object(chunk, rec, mine);
-            }
-        }
-        self.strays = self.strays.saturating_add(waiting.len() as u64);
-        for chunk in chunks {
-            self.unreported = self.unreported.saturating_add(chunk.more_problems);
-            for (number, error) in &chunk.problems {
-                let object = self.slot(*number).map(|s| s.0);
-                self.problem(object, error);
-            }
+    }
+    /// The tree.
+    pub fn finish(mut self) -> Tree {
+        self.join();
+        for (number, error) in std::mem::take(&mut self.damage) {
+            let object = self.slot(number).map(|s| s.0);
+            self.problem(object, &error);
         }
         let root = self.root();
         self.connect(root);
         self.builder.finish(root)
+    }
+    /// Joins the records that waited: extensions to their bases.
+    fn join(&mut self) {
+        let chunk = std::mem::take(&mut self.waiting);
+        let mut extensions: Vec<&Rec> = chunk.recs.iter().filter(|r| r.base.0 != 0).collect();
+        extensions.sort_by_key(|r| r.base.number());
+        let mut joined = 0u64;
+        for rec in chunk.recs.iter().filter(|r| r.base.0 == 0) {
+            let Some((object, ..)) = self.slot(rec.number) else { continue };
+            let first = extensions.partition_point(|e| e.base.number() < rec.number);
+            let mine = extensions.get(first..).unwrap_or_default();
+            let mine = mine.iter().take_while(|e| e.base.number() == rec.number);
+            joined = self.records(object, &chunk, rec, mine.copied()).saturating_add(joined);
+        }
+        self.strays = (extensions.len() as u64).saturating_sub(joined);
     }
     fn problem(&mut self, object: Option<ObjectId>, error: &Error) {
         if self.problems < MAX_PROBLEMS {
@@ -119,7 +132,7 @@ impl<'a> Merge<'a> {
         let object = ObjectId::from_index((slot as u32).checked_sub(1)?);
         Some((object, (slot >> 32) as u16, slot & DIR_BIT != 0))
     }
-    fn object(&mut self, chunk: &'a Chunk, rec: &'a Rec, mine: &[(u64, u32, u32)]) {
+    fn object(&mut self, rec: &Rec) -> ObjectId {
         let is_dir = rec.flags & DIRECTORY != 0;
         let object = self.builder.object(Object {
             kind: if is_dir { Kind::Dir } else { Kind::File },
@@ -130,34 +143,33 @@ impl<'a> Merge<'a> {
             owner: None,
             system: false,
         });
-        if let Some(slot) = usize::try_from(rec.number).ok().and_then(|n| self.slots.get_mut(n)) {
+        let at = usize::try_from(rec.number).unwrap_or(usize::MAX);
+        self.slots.resize(self.slots.len().max(at.saturating_add(1)), 0);
+        if let Some(slot) = self.slots.get_mut(at) {
             let id = u64::from(object.as_u32().saturating_add(1));
             *slot = id | u64::from(rec.sequence) << 32 | if is_dir { DIR_BIT } else { 0 };
         }
-        if !rec.listed && mine.is_empty() {
-            // Nearly all records: one name, one piece.
-            self.fill(object, rec, &[(chunk, rec)]);
-            return;
-        }
+        object
+    }
+    /// Fills an object that is in several records, of which `mine` say that they belong to it; gives how many of these do.
+    fn records<'c>(
+        &mut self,
+        object: ObjectId,
+        chunk: &'c Chunk,
+        rec: &'c Rec,
+        mine: impl Iterator<Item = &'c Rec>,
+    ) -> u64 {
         let mut records = vec![(chunk, rec)];
         let own = |rec: &Rec| Reference(rec.number | u64::from(rec.sequence) << 48);
         let mut listed = self.listed(object, chunk, rec);
         if let Some(list) = &mut listed {
             list.remove(&own(rec));
         }
-        for &(_, c, r) in mine {
-            let Some((chunk, ext)) = self.chunks.get(c as usize).and_then(|c| Some((c, c.recs.get(r as usize)?)))
-            else {
-                continue;
-            };
-            let wanted = match &mut listed {
-                Some(list) => list.remove(&own(ext)),
-                None => rec.listed,
-            };
+        for ext in mine {
+            // Without a list that can be read, whatever says so belongs to it.
+            let wanted = listed.as_mut().is_none_or(|list| list.remove(&own(ext)));
             if wanted && ext.base.sequence() == rec.sequence {
                 records.push((chunk, ext));
-            } else {
-                self.strays = self.strays.saturating_add(1);
             }
         }
         for reference in listed.into_iter().flatten() {
@@ -165,9 +177,10 @@ impl<'a> Merge<'a> {
             self.problem(Some(object), &expected(rec.number, what));
         }
         self.fill(object, rec, &records);
+        (records.len() as u64).saturating_sub(1)
     }
     /// The records that the attribute list names, none where it has no list or that can't be read.
-    fn listed(&mut self, object: ObjectId, chunk: &'a Chunk, rec: &Rec) -> Option<BTreeSet<Reference>> {
+    fn listed(&mut self, object: ObjectId, chunk: &Chunk, rec: &Rec) -> Option<BTreeSet<Reference>> {
         let list = rec.pieces.of(&chunk.pieces).iter().find(|p| p.kind == kind::ATTRIBUTE_LIST)?;
         let bytes = self.value(object, rec.number, &[Part { chunk, piece: list }])?;
         let mut set = BTreeSet::new();
@@ -203,7 +216,7 @@ impl<'a> Merge<'a> {
         }
     }
     /// Names and streams of an object that is in `records`, the base first.
-    fn fill(&mut self, object: ObjectId, rec: &Rec, records: &[(&'a Chunk, &'a Rec)]) {
+    fn fill(&mut self, object: ObjectId, rec: &Rec, records: &[(&Chunk, &Rec)]) {
         self.names(object, rec, records);
         let info = records.iter().find_map(|(_, r)| r.info);
         if let (Some((times, attributes)), Some(o)) = (info, self.builder.object_mut(object)) {
@@ -218,7 +231,7 @@ impl<'a> Merge<'a> {
             self.stream(object, rec.number, &[Part { chunk, piece }], None);
             return;
         }
-        let mut parts: Vec<Part<'a>> = records
+        let mut parts: Vec<Part<'_>> = records
             .iter()
             .flat_map(|(chunk, rec)| rec.pieces.of(&chunk.pieces).iter().map(|piece| Part { chunk, piece }))
             .collect();
@@ -252,7 +265,7 @@ impl<'a> Merge<'a> {
         }
     }
     /// A file whose attribute list names data that no record has.
-    fn lost(&mut self, object: ObjectId, rec: &Rec, records: &[(&'a Chunk, &'a Rec)]) {
+    fn lost(&mut self, object: ObjectId, rec: &Rec, records: &[(&Chunk, &Rec)]) {
         let size = records.iter().flat_map(|(c, r)| r.names.of(&c.names)).map(|n| n.size).max().unwrap_or(0);
         let size = size.min(i64::MAX as u64);
         let locator = rec.number.wrapping_shl(16);
@@ -307,12 +320,10 @@ impl<'a> Merge<'a> {
             self.builder.target(object, target);
         }
     }
-    fn names(&mut self, object: ObjectId, rec: &Rec, records: &[(&'a Chunk, &'a Rec)]) {
+    fn names(&mut self, object: ObjectId, rec: &Rec, records: &[(&Chunk, &Rec)]) {
         let is_dir = rec.flags & DIRECTORY != 0;
         let all = || records.iter().flat_map(|(c, r)| r.names.of(&c.names).iter().map(move |n| (*c, n)));
         let mut some = false;
-        let link =
-            |c: &'a Chunk, n: &Name| Link { parent: n.parent, object, dir: NOTHING, is_dir, name: n.text.of(&c.text) };
         // The short twin of a long name of the same directory is no name of its own.
         let mut long: Vec<Reference> = Vec::new();
         if all().any(|(_, n)| n.space == DOS) {
@@ -322,12 +333,16 @@ impl<'a> Merge<'a> {
         for (c, n) in all() {
             some = true;
             if n.space != DOS || long.binary_search(&n.parent).is_err() {
-                self.links.push(link(c, n));
+                self.link(object, is_dir, n.parent, n.text.of(&c.text));
             }
         }
         if !some && rec.number >= FIRST_USER {
-            self.links.push(Link { parent: Reference(u64::MAX), object, dir: NOTHING, is_dir, name: b"" });
+            self.link(object, is_dir, Reference(u64::MAX), b"");
         }
+    }
+    fn link(&mut self, object: ObjectId, is_dir: bool, parent: Reference, name: &[u8]) {
+        let name = self.builder.name(name);
+        self.links.push(Link { parent, object, dir: NOTHING, is_dir, name });
     }
     fn root(&mut self) -> ObjectId {
         if let Some((root, ..)) = self.slot(ROOT) {
@@ -394,12 +409,12 @@ impl<'a> Merge<'a> {
                 orphaned = orphaned.saturating_add(1);
                 let dir = *orphans.get_or_insert_with(|| self.extra_dir(u64::MAX));
                 // Two that had the same name in different directories must not meet.
-                let name = [b"record-", number.to_string().as_bytes(), b" ", link.name].concat();
+                let name = [b"record-", number.to_string().as_bytes(), b" ", self.builder.text(link.name)].concat();
                 self.builder.entry(dir, name.trim_ascii_end(), link.object);
                 continue;
             }
             let dir = ObjectId::from_index(link.dir);
-            self.builder.entry(dir, link.name, link.object);
+            self.builder.link(dir, link.name, link.object);
             let system = (number < FIRST_USER && dir == root)
                 || state.get(dir.index()) == Some(&State::System)
                 || state.get(link.object.index()) == Some(&State::System);

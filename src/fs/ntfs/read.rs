@@ -16,10 +16,19 @@ use crate::fs::ntfs::scan::Chunk;
 use crate::fs::ntfs::stream::Resident;
 use crate::fs::{Facts, FileSystem, Form, ReadOptions, StreamId, Tree, utf16};
 
-/// Bytes of `$MFT` that are read at a time; one chunk is one task.
-const SWEEP: u64 = 1 << 20;
+/// Bytes of `$MFT` that are read at a time: few enough to be still in a core's cache when they are decoded.
+const SWEEP: u64 = 128 << 10;
+/// Stretches of `$MFT` that are swept while those before them are merged.
+const BATCH: usize = 16;
 /// Bytes of other metadata that are read at a time.
 const PIECE: u64 = 1 << 20;
+
+/// A stretch of `$MFT`: its bytes, and what was found in them.
+#[derive(Default)]
+struct Stretch {
+    bytes: Vec<u8>,
+    chunk: Chunk,
+}
 
 /// An NTFS volume.
 pub struct Ntfs {
@@ -120,12 +129,13 @@ impl Ntfs {
         bits.and_then(|b| b.read_vec(Offset::new(0), usize::try_from(want.min(b.len())).unwrap_or(0)))
             .unwrap_or_default()
     }
-    /// Sweeps a stretch of `$MFT`.
-    fn sweep(&self, at: u64, in_use: &[u8], buffer: &mut Vec<u8>) -> Chunk {
+    /// Sweeps the stretch of `$MFT` that begins at `at`.
+    fn sweep(&self, at: u64, in_use: &[u8], stretch: &mut Stretch) {
         let record = self.reader.boot.record;
         let len = usize::try_from(self.reader.mft.len().saturating_sub(at).min(SWEEP)).unwrap_or(0);
+        let Stretch { bytes: buffer, chunk } = stretch;
         buffer.resize(len, 0);
-        let mut chunk = Chunk::with_capacity(len.checked_div(record).unwrap_or(0));
+        chunk.clear();
         let whole = self.reader.read_mft(Offset::new(at), buffer);
         let context = self.reader.context(0);
         let first = at.checked_div(record as u64).unwrap_or(0);
@@ -155,7 +165,6 @@ impl Ntfs {
             }
             chunk.record(bytes, number, place, expected, context);
         }
-        chunk
     }
 }
 
@@ -195,11 +204,26 @@ impl FileSystem for Ntfs {
     }
     fn walk(&self) -> Result<Tree> {
         let in_use = self.in_use();
-        let step = usize::try_from(SWEEP).unwrap_or(usize::MAX);
-        let starts: Vec<u64> = (0..self.reader.mft.len()).step_by(step).collect();
-        let chunks: Vec<Chunk> =
-            starts.into_par_iter().map_init(Vec::new, |buffer, at| self.sweep(at, &in_use, buffer)).collect();
-        Ok(Merge::new(&chunks, &self.reader).finish())
+        let files = in_use.iter().map(|bits| bits.count_ones() as usize).fold(0, usize::saturating_add);
+        let mut merge = Merge::new(&self.reader, files);
+        let (mut swept, mut next) = (Vec::new(), Vec::new());
+        let mut at = 0u64;
+        let len = self.reader.mft.len();
+        while at < len || !swept.is_empty() {
+            let count = usize::try_from(len.saturating_sub(at).div_ceil(SWEEP)).unwrap_or(BATCH).min(BATCH);
+            next.resize_with(count, Stretch::default);
+            rayon::join(
+                || swept.iter_mut().for_each(|stretch: &mut Stretch| merge.add(&mut stretch.chunk)),
+                || {
+                    next.par_iter_mut().enumerate().for_each(|(i, stretch)| {
+                        self.sweep(at.saturating_add((i as u64).saturating_mul(SWEEP)), &in_use, stretch);
+                    });
+                },
+            );
+            at = at.saturating_add((count as u64).saturating_mul(SWEEP));
+            std::mem::swap(&mut swept, &mut next);
+        }
+        Ok(merge.finish())
     }
     fn open(&self, tree: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>> {
         let info = tree.stream(stream);

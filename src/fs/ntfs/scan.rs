@@ -121,16 +121,31 @@ pub struct Context {
 }
 
 impl Chunk {
-    /// With room for so many records of one name and one value each.
-    pub fn with_capacity(records: usize) -> Self {
-        Self {
-            recs: Vec::with_capacity(records),
-            names: Vec::with_capacity(records),
-            pieces: Vec::with_capacity(records),
-            runs: Vec::with_capacity(records),
-            text: Vec::with_capacity(records.saturating_mul(24)),
-            ..Self::default()
+    /// Makes it empty, keeping the room that it has.
+    pub fn clear(&mut self) {
+        self.recs.clear();
+        self.names.clear();
+        self.pieces.clear();
+        self.runs.clear();
+        self.text.clear();
+        self.problems.clear();
+        self.more_problems = 0;
+    }
+    /// Adds a record of another chunk with all that belongs to it.
+    pub fn copy(&mut self, from: &Self, rec: &Rec) {
+        let (names, pieces) = (self.names.len(), self.pieces.len());
+        for name in rec.names.of(&from.names) {
+            let text = push(&mut self.text, name.text.of(&from.text));
+            self.names.push(Name { text, ..*name });
         }
+        for piece in rec.pieces.of(&from.pieces) {
+            let name = push(&mut self.text, piece.name.of(&from.text));
+            let value = push(&mut self.text, piece.value.of(&from.text));
+            let runs = piece.runs.map(|runs| push(&mut self.runs, runs.of(&from.runs)));
+            self.pieces.push(Piece { name, value, runs, ..*piece });
+        }
+        let (names, pieces) = (Span::from(names, self.names.len()), Span::from(pieces, self.pieces.len()));
+        self.recs.push(Rec { names, pieces, ..*rec });
     }
     /// Notes damage.
     pub fn problem(&mut self, number: u64, error: Error) {
@@ -212,9 +227,7 @@ impl Chunk {
                 piece.size = value.len() as u64;
                 piece.valid = piece.size;
                 if a.kind != kind::DATA {
-                    let start = self.text.len();
-                    self.text.extend_from_slice(value);
-                    piece.value = Span::from(start, self.text.len());
+                    piece.value = push(&mut self.text, value);
                 }
             }
             Body::NonResident { lowest, end, pairs, unit, size, valid } => {
@@ -236,6 +249,13 @@ impl Chunk {
         utf16::push_wtf8(&mut self.text, utf16);
         Span::from(start, self.text.len())
     }
+}
+
+/// Adds `items` to an arena.
+fn push<T: Copy>(arena: &mut Vec<T>, items: &[T]) -> Span {
+    let start = arena.len();
+    arena.extend_from_slice(items);
+    Span::from(start, arena.len())
 }
 
 /// The error with the number of the record in it.
