@@ -60,7 +60,7 @@ impl<'a> Merge<'a> {
         Self {
             reader,
             builder,
-            slots: vec![0; ROOT as usize + 1],
+            slots: vec![0; (ROOT as usize).saturating_add(1)],
             links: Vec::with_capacity(files),
             waiting: Chunk::default(),
             damage: Vec::new(),
