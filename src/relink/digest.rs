@@ -5,6 +5,9 @@ use crate::extent::What;
 use crate::fs::{Form, Tree};
 use crate::stack::Level;
 
+/// Bytes that are gathered before they are hashed.
+const GATHERED: usize = 64 << 10;
+
 /// BLAKE3 over the volumes of an image: their names and sizes, and of each the paths, kinds, streams, sizes and
 /// extents. Times are left out: they depend on the time zone that FAT is read in.
 ///
@@ -20,27 +23,41 @@ pub fn of_image(level: &Level) -> Result<[u8; 32]> {
             hash.tree(&*guest.tree()?);
         }
     }
-    Ok(hash.0.finalize().into())
+    Ok(hash.end())
 }
 
 /// The same of one walk.
 pub fn of_tree(tree: &Tree) -> [u8; 32] {
     let mut hash = Digest::default();
     hash.tree(tree);
-    hash.0.finalize().into()
+    hash.end()
 }
 
 #[derive(Default)]
-struct Digest(blake3::Hasher);
+struct Digest {
+    hasher: blake3::Hasher,
+    /// What it is not given yet: it takes much at a time far faster than a little.
+    gathered: Vec<u8>,
+}
 
 impl Digest {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= GATHERED {
+            self.hasher.update(&self.gathered);
+            self.gathered.clear();
+        }
+    }
+    fn end(mut self) -> [u8; 32] {
+        self.hasher.update(&self.gathered).finalize().into()
+    }
     fn number(&mut self, n: u64) {
-        self.0.update(&n.to_le_bytes());
+        self.bytes(&n.to_le_bytes());
     }
     /// With its length before it, so that no two lists of texts are the same bytes.
     fn text(&mut self, text: &[u8]) {
         self.number(text.len() as u64);
-        self.0.update(text);
+        self.bytes(text);
     }
     fn tree(&mut self, tree: &Tree) {
         self.streams(tree, tree.root());

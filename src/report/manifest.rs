@@ -8,9 +8,12 @@ use crate::fs::{Kind, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Tally, Totals};
 use crate::relink::{Lost, Prepared};
 
+/// Bytes that a row has, more or less.
+const ROW: usize = 400;
+
 /// The manifest of a relink: a header, a row for every file and stream, a summary.
 pub fn manifest(prepared: &Prepared) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(prepared.plan.rows.len().saturating_mul(ROW));
     let mut row = Row::new(&mut out, "header");
     row.word("schema", "unimage/manifest/1").word("version", env!("CARGO_PKG_VERSION"));
     place(&mut row, prepared);

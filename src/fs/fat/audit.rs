@@ -12,7 +12,7 @@ use crate::fs::fat::layout::HEAD;
 use crate::fs::fat::names::fold;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::stamp;
-use crate::fs::fat::table::Next;
+use crate::fs::fat::table::{Bits, Table};
 use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
 use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times, Tree};
 use crate::txn::Staging;
@@ -95,8 +95,12 @@ impl Audit<'_> {
             }
         }
         let (old, new) = (&self.old.table, &self.new.table);
-        let bad = |n: &u32| (old.next(*n) == Next::Bad) != (new.next(*n) == Next::Bad);
-        if old.get(0) != new.get(0) || old.get(1) != new.get(1) || new.numbers().any(|n| bad(&n)) {
+        let bad = |table: &Table, value| value != 0 && table.is_unused(value);
+        let mut both = old.entries().zip(new.entries());
+        if old.get(0) != new.get(0)
+            || old.get(1) != new.get(1)
+            || both.any(|((_, before), (_, now))| bad(old, before) != bad(new, now))
+        {
             return Err(wrong(self.new.boot.fat_at(0), "table", "entries 0, 1 and of bad clusters as before"));
         }
         if self.new.wide() {
@@ -121,9 +125,9 @@ impl Audit<'_> {
             ));
         }
         let table = &self.new.table;
-        let used = |n: &u32| !matches!(table.next(*n), Next::Free | Next::Bad);
-        match table.numbers().find(|n| used(n) != self.now.claims.owned.has(*n)) {
-            Some(n) => Err(wrong(self.new.boot.cluster_at(n), "cluster", "an owner, or to be free")),
+        let wrongly = |(n, value): &(u32, u32)| table.is_unused(*value) == self.now.claims.owned.has(*n);
+        match table.entries().find(wrongly) {
+            Some((n, _)) => Err(wrong(self.new.boot.cluster_at(n), "cluster", "an owner, or to be free")),
             None => Ok(()),
         }
     }
@@ -153,7 +157,7 @@ impl Audit<'_> {
     /// FSInfo and old directories.
     fn free_before(&self) -> Result<()> {
         let boot = &self.new.boot;
-        let mut filled = HashSet::new();
+        let mut filled = Bits::new(boot.clusters.saturating_add(2));
         for (at, len) in &self.staging.filled {
             let mut from = at.get();
             let end = from.saturating_add(*len);
@@ -162,12 +166,12 @@ impl Audit<'_> {
                 if self.old.table.get(n) != 0 {
                     return Err(wrong(from, "filled range", "a cluster that was free"));
                 }
-                filled.insert(n);
+                filled.set(n);
                 from = from.saturating_add(boot.cluster_bytes());
             }
         }
-        let newly = |n: u32| self.old.table.get(n) == 0 && self.new.table.get(n) != 0;
-        if self.new.table.numbers().any(|n| newly(n) != filled.contains(&n)) {
+        let mut both = self.old.table.entries().zip(self.new.table.entries());
+        if both.any(|((n, before), (_, now))| (before == 0 && now != 0) != filled.has(n)) {
             return Err(wrong(0, "filled ranges", "exactly the clusters that were free and no longer are"));
         }
         let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));

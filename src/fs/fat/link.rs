@@ -333,7 +333,7 @@ impl Build<'_> {
     fn fsinfo(&self) -> Result<Vec<Fresh>> {
         let boot = &self.fat.boot;
         let Some(sector) = boot.fsinfo else { return Ok(Vec::new()) };
-        let next = self.table.numbers().find(|n| self.table.get(*n) == 0).unwrap_or(u32::MAX);
+        let next = self.table.entries().find(|(_, value)| *value == 0).map_or(u32::MAX, |(n, _)| n);
         let new = FsInfo { free: self.table.free(), next };
         let copy =
             boot.backup.and_then(|backup| backup.checked_add(sector)).filter(|n| *n < boot.reserved && *n != sector);

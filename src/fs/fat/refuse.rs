@@ -50,8 +50,7 @@ fn of_the_volume(fat: &Fat) -> Result<Vec<String>> {
         out.push(format!("the host is damaged in {} places, the first: {}", scan.tree.problems().len(), first.what));
     }
     let table = &fat.table;
-    let lost =
-        table.numbers().filter(|n| !matches!(table.next(*n), Next::Free | Next::Bad) && !scan.claims.owned.has(*n));
+    let lost = table.entries().filter(|(n, value)| !table.is_unused(*value) && !scan.claims.owned.has(*n));
     match lost.count() {
         0 => {}
         lost => out.push(format!(
@@ -67,7 +66,8 @@ fn tables_differ(fat: &Fat) -> Result<Option<String>> {
         for other in 0..fat.boot.fats {
             let at = fat.boot.fat_at(other).saturating_add(from);
             let bytes = fat.volume.read_vec(Offset::new(at), chunk.len())?;
-            if let Some(i) = bytes.iter().zip(chunk).position(|(a, b)| a != b) {
+            if bytes != chunk {
+                let i = bytes.iter().zip(chunk).take_while(|(a, b)| a == b).count();
                 let byte = from.saturating_add(i as u64);
                 return Ok(Some(format!(
                     "the host's tables differ: FAT 1 and FAT {} at their byte {byte:#x}; check it with `fsck.fat` first",

@@ -17,7 +17,7 @@ impl Space {
             return Some(Self::default());
         }
         let mut free: Vec<Run> = Vec::new();
-        for n in table.numbers().filter(|n| table.get(*n) == 0) {
+        for (n, _) in table.entries().filter(|(_, value)| *value == 0) {
             push_cluster(&mut free, n);
         }
         free.sort_by_key(|(first, count)| (std::cmp::Reverse(*count), *first));

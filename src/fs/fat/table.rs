@@ -51,6 +51,7 @@ impl Table {
         n.saturating_add(n / 2)
     }
     /// The value of an entry; without the four bits of FAT32 that don't count. 0 beyond the end.
+    #[inline]
     pub fn get(&self, n: u32) -> u32 {
         let value = match self.width {
             Width::Fat12 => self.array(Self::at12(n)).map(|two| {
@@ -65,6 +66,7 @@ impl Table {
         value.unwrap_or(0)
     }
     /// Sets an entry; the four bits of FAT32 that don't count stay. Returns whether the table has such an entry.
+    #[inline]
     #[must_use]
     pub fn set(&mut self, n: u32, value: u32) -> bool {
         let value = value & self.width.end();
@@ -92,6 +94,7 @@ impl Table {
         }
     }
     /// What an entry says.
+    #[inline]
     pub fn next(&self, n: u32) -> Next {
         match self.get(n) {
             0 => Next::Free,
@@ -101,10 +104,22 @@ impl Table {
             v => Next::Wrong(v),
         }
     }
+    /// The number and value of every data cluster's entry, in order.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        // The entries of FAT32 are the ones that are many: these go by without a look at the width for each.
+        let wide = if self.width == Width::Fat32 { self.bytes.as_chunks::<4>().0 } else { &[] };
+        let wide = wide.get(2..).unwrap_or_default().iter().map(|four| u32::from_le_bytes(*four) & 0x0FFF_FFFF);
+        let count = u32::try_from(wide.len()).unwrap_or(u32::MAX).min(self.clusters);
+        let rest = self.numbers().skip(count as usize).map(|n| (n, self.get(n)));
+        self.numbers().zip(wide).chain(rest)
+    }
+    /// Whether a value leads nowhere and marks no end: that of a cluster that nothing has.
+    pub fn is_unused(&self, value: u32) -> bool {
+        value == 0 || value == self.width.bad()
+    }
     /// How many clusters are free.
     pub fn free(&self) -> u32 {
-        let free = self.numbers().filter(|n| self.get(*n) == 0).count();
-        u32::try_from(free).unwrap_or(u32::MAX)
+        self.entries().fold(0u32, |free, (_, value)| free.saturating_add((value == 0).into()))
     }
 }
 
@@ -118,6 +133,7 @@ impl Bits {
         Self(vec![0; (len as usize).div_ceil(64)])
     }
     /// Sets one; whether it was not set before. False beyond the end.
+    #[inline]
     pub fn set(&mut self, n: u32) -> bool {
         let bit = 1u64 << (n % 64);
         match self.0.get_mut((n / 64) as usize) {
@@ -129,6 +145,7 @@ impl Bits {
         }
     }
     /// Clears one; whether it was set.
+    #[inline]
     pub fn clear(&mut self, n: u32) -> bool {
         let bit = 1u64 << (n % 64);
         match self.0.get_mut((n / 64) as usize) {
@@ -140,6 +157,7 @@ impl Bits {
         }
     }
     /// Whether it is set.
+    #[inline]
     pub fn has(&self, n: u32) -> bool {
         self.0.get((n / 64) as usize).is_some_and(|word| word >> (n % 64) & 1 == 1)
     }
@@ -360,6 +378,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn entries_are_those_that_are_got_one_by_one(
+            width in width(), bytes in proptest::collection::vec(any::<u8>(), 0..300), clusters in 0u32..100) {
+            let table = Table::new(bytes, width, clusters);
+            let one_by_one: Vec<_> = table.numbers().map(|n| (n, table.get(n))).collect();
+            prop_assert_eq!(table.entries().collect::<Vec<_>>(), one_by_one);
+            let used = |(n, value): (u32, u32)| {
+                table.is_unused(value) == matches!(table.next(n), Next::Free | Next::Bad)
+            };
+            prop_assert!(table.entries().all(used));
+        }
+
         #[test]
         fn entries_come_back_and_leave_others_alone(
             width in width(),
