@@ -89,6 +89,16 @@ pub enum NewKind {
     HardLink(usize),
     /// A device, socket or pipe, where [`Rules::special`].
     Special(Kind),
+    /// A stream with a name of its own of the new file at this position, where [`Rules::streams`]. The entry's name is that of
+    /// the stream: up to 255 UTF-16 units, no NUL, `/`, `:` or `\`; no other stream of the file is the same to the host.
+    Stream {
+        /// The file, which stands before.
+        of: usize,
+        /// Bytes.
+        size: u64,
+        /// Where they are.
+        content: Content,
+    },
 }
 
 /// Names a stream of one of the guest's volumes: position of the volume in the job, and the stream in its tree.

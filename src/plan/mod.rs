@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::extent::{LayerId, Map, Volume};
-use crate::fs::host::{HostName, NewTree};
+use crate::fs::host::{HostName, NewKind, NewTree};
 use crate::fs::{EntryId, StreamId, Tree};
 
 mod build;
@@ -169,8 +169,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Path below `--into` of the new entry at a position: host names, `/` between them.
+    /// Path below `--into` of the new entry at a position: host names, `/` between them, `:` before the name of a stream.
     pub fn written_path(&self, position: usize) -> Vec<u8> {
+        if let Some(entry) = self.tree.entries.get(position)
+            && let NewKind::Stream { of, .. } = entry.kind
+            && of < position
+        {
+            return [self.written_path(of).as_slice(), b":", &entry.name].concat();
+        }
         let mut names = Vec::new();
         let mut at = Some(position);
         // Ends: a parent stands before its children.

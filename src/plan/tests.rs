@@ -288,6 +288,40 @@ fn streams_become_files_beside() {
 }
 
 #[test]
+fn streams_stay_streams_of_their_files_where_the_host_has_them() {
+    let mut job = Job::new();
+    let root = job.root;
+    let (at, other, third) = (job.at(0x1000), job.at(0x2000), job.at(0x3000));
+    let a = job.file(root, "a:b", &[(100, at)]);
+    for name in ["Zone.Identifier", "zone.identifier", "x?", "sl/ash"] {
+        job.stream(a, Some(name), &[(10, if name == "x?" { other } else { third })]);
+    }
+    let dir = job.dir(root, "dir");
+    job.stream(dir, Some("note"), &[]);
+    let planned = job.plan(&Mock { streams: true, ..Mock::fat(4096) });
+    let rows = planned.rows();
+    let written: Vec<_> = rows.iter().map(|r| (r.0.as_str(), r.3.as_str())).collect();
+    let expected = [
+        ("a:b", "a%3Ab"),
+        // Two of one name to the host, and one that it can't have, become files.
+        ("a:b:Zone.Identifier", "a%3Ab:Zone.Identifier"),
+        ("a:b:sl/ash", "a%3Ab.stream.sl%2Fash"),
+        ("a:b:x?", "a%3Ab:x?"),
+        ("a:b:zone.identifier", "a%3Ab.stream.zone (2).identifier"),
+        ("dir", "dir"),
+        ("dir:note", "dir.stream.note"),
+    ];
+    assert_eq!(written, expected);
+    assert_eq!(planned.row("a:b:x?"), (Link, None, "a%3Ab:x?".into()));
+    let renamed: Vec<_> = planned.plan.rows.iter().map(|r| r.renamed).collect();
+    assert_eq!(renamed, [true, false, true, false, true, false, true]);
+    let of = |e: &crate::fs::host::NewEntry| matches!(e.kind, NewKind::Stream { of: 0, size: 10, .. });
+    assert_eq!(planned.plan.tree.entries.iter().filter(|e| of(e)).count(), 2);
+    // All bytes are counted once.
+    assert_eq!(planned.plan.totals.linked.files + planned.plan.totals.copied.files, 6);
+}
+
+#[test]
 fn names_that_are_there_or_differ_in_case_are_not_overwritten() {
     let mut job = Job::new();
     let root = job.root;

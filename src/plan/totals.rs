@@ -80,7 +80,7 @@ impl Totals {
                     totals.links = totals.links.saturating_add(1)
                 }
                 Some(NewKind::Dir) => {}
-                Some(NewKind::File { .. }) | None => {
+                Some(NewKind::File { .. } | NewKind::Stream { .. }) | None => {
                     match row.verdict {
                         Verdict::Link => totals.linked.add(size),
                         Verdict::Copy => totals.copied.add(size),

@@ -1,7 +1,7 @@
 //! The second and third pass: names directory by directory, and the new tree.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
 use crate::fs::{EntryId, Kind, ObjectId, Times};
@@ -49,11 +49,17 @@ pub fn assemble(
     let names = name_all(guests, host, top, &drafts);
     let mut rows: Vec<Row> = Vec::with_capacity(drafts.len());
     let mut dirs: HashMap<(usize, ObjectId), usize> = HashMap::new();
-    for (mut draft, name) in drafts.into_iter().zip(names) {
+    let mut file = LastFile::default();
+    for (mut draft, mut name) in drafts.into_iter().zip(names) {
+        let stream = guests.get(draft.row.volume).zip(draft.row.stream).and_then(|(g, s)| g.tree.stream_name(s));
+        let of = stream.and_then(|stream| file.takes(host, &draft.row, stream));
         let kind = match draft.shape {
             Err(_) => None,
             Ok(Shape::Dir) => Some(NewKind::Dir),
-            Ok(Shape::File(size, content)) => Some(NewKind::File { size, content }),
+            Ok(Shape::File(size, content)) => Some(match of {
+                Some(of) => NewKind::Stream { of, size, content },
+                None => NewKind::File { size, content },
+            }),
             Ok(Shape::Symlink(target)) => Some(NewKind::Symlink(target)),
             Ok(Shape::Special(kind)) => Some(NewKind::Special(kind)),
             Ok(Shape::HardLink(first)) => rows.get(first).and_then(|r| r.written).map(NewKind::HardLink),
@@ -70,6 +76,15 @@ pub fn assemble(
             }
             draft.row.written = Some(entries.len());
             draft.row.renamed = *name != *raw_name(guest, &draft.row);
+            if let (NewKind::Stream { .. }, Some(stream)) = (&kind, stream) {
+                name = stream.to_vec();
+                draft.row.renamed = false;
+            } else if stream.is_none() && matches!(kind, NewKind::File { .. }) {
+                file = LastFile {
+                    of: draft.row.entry.map(|e| (draft.row.volume, e, entries.len())),
+                    names: HashSet::new(),
+                };
+            }
             let mut entry = new_entry(guest, &draft.row, parent, name, kind, object);
             // A hard link's are those of the first name; a stream that becomes a file has none.
             if let (true, Some(object)) = (xattrs && !matches!(entry.kind, NewKind::HardLink(_)), object)
@@ -82,6 +97,27 @@ pub fn assemble(
         rows.push(draft.row);
     }
     (rows, entries)
+}
+
+/// The file that was written last: streams with names come right behind theirs.
+#[derive(Default)]
+struct LastFile {
+    /// Volume, entry, and position among the new entries.
+    of: Option<(usize, EntryId, usize)>,
+    /// Its streams, as the host compares them.
+    names: HashSet<Vec<u8>>,
+}
+
+impl LastFile {
+    /// The position of the file where it can have this stream; a stream that it can't have becomes a file of its own.
+    fn takes(&mut self, host: &dyn Host, row: &Row, stream: &[u8]) -> Option<usize> {
+        let (volume, entry, at) = self.of.filter(|_| host.rules().streams)?;
+        let text = std::str::from_utf8(stream).ok()?;
+        let bad = |c: char| matches!(c, '\0' | '/' | ':' | '\\');
+        let legal = !text.contains(bad) && (1..=255).contains(&text.encode_utf16().count());
+        let own = row.volume == volume && row.entry == Some(entry);
+        (own && legal && self.names.insert(host.fold(stream))).then_some(at)
+    }
 }
 
 /// A name for every draft that is written, an empty one for the others.

@@ -100,8 +100,10 @@ pub fn json(out: &mut Vec<u8>, plan: &Plan, guests: &[GuestVolume], row: &crate:
         if row.renamed {
             line.value("renamed", &true);
         }
-        if let Some(NewKind::File { content: Content::Linked(extents), .. }) =
-            plan.tree.entries.get(at).map(|e| &e.kind)
+        if let Some(
+            NewKind::File { content: Content::Linked(extents), .. }
+            | NewKind::Stream { content: Content::Linked(extents), .. },
+        ) = plan.tree.entries.get(at).map(|e| &e.kind)
         {
             line.number("extents", extents.len() as u64);
         }

@@ -54,6 +54,8 @@ fn guest(kind: &str, from: &Path, at: &Path) -> Vec<u8> {
             let image = crate::ntfs_support::Image::new(Shape { sector: 512, cluster: 4096, mib: 20 });
             let m = image.mount();
             run("cp", &["-r", &format!("{from}/."), m.at.to_str().unwrap()]);
+            m.set_xattr("top 2.bin", "user.Zone.Identifier", b"[ZoneTransfer]");
+            m.set_xattr("top 5.bin", "user.larger", &noise(77, 50_000));
             drop(m);
             return image.bytes();
         }
@@ -96,7 +98,13 @@ fn relinked_and_taken_back() {
         let mut meant = older.clone();
         meant.extend(files.iter().map(|(path, hash)| (format!("vm/out put/{path}"), hash.clone())));
         let after = fs::read(&host).unwrap();
-        foreign(&after, &meant);
+        let mut streams = BTreeMap::new();
+        if kind == "ntfs" {
+            let path = |name: &str| format!("vm/out put/{name}");
+            streams.insert((path("top 2.bin"), "Zone.Identifier".to_owned()), sha(b"[ZoneTransfer]"));
+            streams.insert((path("top 5.bin"), "larger".to_owned()), sha(&noise(77, 50_000)));
+        }
+        foreign(&after, &meant, &streams);
         let rows = fs::read_to_string(&manifest).unwrap();
         let linked = rows.matches("\"verdict\":\"link\"").count();
         assert!(linked > 250, "{linked}");

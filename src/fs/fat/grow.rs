@@ -188,7 +188,7 @@ impl Fat {
                     dir_of.get_mut(i).into_iter().for_each(|slot| *slot = Some(made));
                 }
                 NewKind::File { size, .. } => growth.add_file(parent, i, entry, *size, times, zone)?,
-                NewKind::Symlink(_) | NewKind::HardLink(_) | NewKind::Special(_) => {
+                NewKind::Symlink(_) | NewKind::HardLink(_) | NewKind::Special(_) | NewKind::Stream { .. } => {
                     return Err(refused(format!("{}: FAT has no links or special files", printable(&entry.name))));
                 }
             }

@@ -20,7 +20,7 @@ use crate::fs::ntfs::refuse;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::upcase;
 use crate::fs::ntfs::wanted::{KEPT, shown, times};
-use crate::fs::{EntryId, Kind, ObjectId, Tree, utf16};
+use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree, utf16};
 use crate::txn::Staging;
 
 /// Attribute bits that say how the data is kept.
@@ -178,12 +178,23 @@ impl Audit<'_> {
             let to = plain(map.resized(copy.size).extents()).unwrap_or_default();
             copies.entry(copy.origin).or_default().push(to);
         }
+        let mut streams: HashMap<ObjectId, usize> = HashMap::new();
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
         for entry in &self.job.tree.entries {
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => objects.get(p).copied().flatten(),
             };
+            if let NewKind::Stream { of, size, content } = &entry.kind {
+                let object = objects.get(*of).copied().flatten().ok_or_else(|| self.not(entry, "a file"))?;
+                let mut all = tree.streams(object);
+                let stream = all.find(|s| tree.stream_name(*s) == Some(&entry.name));
+                self.stream(entry, stream, *size, content, &mut copies)?;
+                let count = streams.entry(object).or_default();
+                *count = count.saturating_add(1);
+                objects.push(None);
+                continue;
+            }
             let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
             let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| self.not(entry, "an entry"))?;
             if let NewKind::HardLink(first) = entry.kind {
@@ -197,6 +208,12 @@ impl Audit<'_> {
                 self.entry(entry, object, &mut copies)?;
             }
             objects.push(Some(object));
+        }
+        for id in &added {
+            let named = tree.streams(*id).filter(|s| tree.stream_name(*s).is_some()).count();
+            if streams.get(id).copied().unwrap_or(0) != named {
+                return Err(wrong(0, "streams", format!("no others in record {}", tree.object(*id).number)));
+            }
         }
         match copies.values().map(Vec::len).sum::<usize>() {
             0 => Ok(added),
@@ -217,10 +234,22 @@ impl Audit<'_> {
             NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
             _ => return Err(self.not(entry, "the planned kind")),
         };
-        let stream = tree.data(object).ok_or_else(|| self.not(entry, "data"))?;
+        self.stream(entry, tree.data(object), size, content, copies)
+    }
+    /// A stream is of the planned size, initialized as a whole, and where it was planned to be.
+    fn stream(
+        &self,
+        entry: &NewEntry,
+        stream: Option<StreamId>,
+        size: u64,
+        content: &Content,
+        copies: &mut Copies,
+    ) -> Result<()> {
+        let tree = &self.now.tree;
+        let stream = stream.ok_or_else(|| self.not(entry, "data"))?;
         let info = tree.stream(stream);
-        if info.size != size || info.valid != size || tree.streams(object).count() != 1 {
-            return Err(self.not(entry, "one stream of the planned size, initialized as a whole"));
+        if info.size != size || info.valid != size {
+            return Err(self.not(entry, "a stream of the planned size, initialized as a whole"));
         }
         let at = plain(tree.extents(stream));
         let right = match content {
@@ -471,7 +500,11 @@ impl Audit<'_> {
         let cluster = self.old.reader.boot.cluster;
         let mut tails = HashSet::new();
         for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
-            let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
+            let (NewKind::File { size, content: Content::Linked(extents) }
+            | NewKind::Stream { size, content: Content::Linked(extents), .. }) = &entry.kind
+            else {
+                continue;
+            };
             let used = size.checked_rem(cluster).unwrap_or(0);
             let Some((What::Stored(place), len)) = extents.last().map(|e| (e.what, e.len)).filter(|_| used != 0) else {
                 continue;

@@ -66,7 +66,8 @@ impl Ntfs {
     }
     fn copy_units(&self, job: &Job<'_>) -> u64 {
         let size = |kind: &NewKind| match kind {
-            NewKind::File { size, content: Content::Copied } => size.div_ceil(self.reader.boot.cluster),
+            NewKind::File { size, content: Content::Copied }
+            | NewKind::Stream { size, content: Content::Copied, .. } => size.div_ceil(self.reader.boot.cluster),
             _ => 0,
         };
         job.tree.entries.iter().map(|e| size(&e.kind)).fold(0, u64::saturating_add)
@@ -79,7 +80,8 @@ impl Ntfs {
         let mut dirs = 2u64;
         for entry in &job.tree.entries {
             let runs = match &entry.kind {
-                NewKind::File { content: Content::Linked(extents), .. } => extents.len() as u64,
+                NewKind::File { content: Content::Linked(extents), .. }
+                | NewKind::Stream { content: Content::Linked(extents), .. } => extents.len() as u64,
                 NewKind::Dir => {
                     dirs = dirs.saturating_add(1);
                     0
@@ -106,7 +108,7 @@ impl Host for Ntfs {
             units_at: 0,
             max_file: 1 << 44,
             holes: true,
-            streams: false,
+            streams: true,
             hard_links: true,
             symlinks: false,
             special: false,

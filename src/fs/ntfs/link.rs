@@ -96,7 +96,7 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
     let all = left.clone();
     let mut space = Space::new(&state.census.clusters, clusters);
     let made = state.tree.object(job.image.object).times;
-    let mut from = From { reader, image: &mut left, space: &mut space, made };
+    let mut from = From { reader, image: &mut left, space: &mut space, made, up: &state.up };
     let wanted = Wanted::new(job, depth, &mut from)?;
     // What was taken of the image is in use again.
     for (n, (a, b)) in all.bytes().iter().zip(left.bytes()).enumerate() {

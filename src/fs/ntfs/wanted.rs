@@ -93,6 +93,8 @@ pub struct From<'a> {
     pub space: &'a mut Space,
     /// Times of the image.
     pub made: Times,
+    /// The volume's table of upper case.
+    pub up: &'a upcase::UpCase,
 }
 
 impl Wanted {
@@ -134,6 +136,24 @@ impl Wanted {
                     let node = made.get(*first).filter(|m| m.1.is_none()).map(|m| m.0);
                     let node = node.ok_or_else(|| refused(format!("{} is a name of nothing", shown(&entry.name))))?;
                     all.name(node, parent, &entry.name)?;
+                    (node, None)
+                }
+                NewKind::Stream { of, size, content } => {
+                    let body = all.content(job, entry, *size, content, from)?;
+                    let node = made.get(*of).filter(|m| m.1.is_none()).map(|m| m.0);
+                    let name = utf16::from_wtf8(&entry.name).filter(|n| (1..=255).contains(&n.len()));
+                    let name = name.filter(|n| !n.iter().any(|u| [0, 0x2F, 0x3A, 0x5C].contains(u)));
+                    let (Some(node), Some(name)) = (node, name) else {
+                        return Err(refused(format!("{} is no stream that NTFS can have", shown(&entry.name))));
+                    };
+                    let up = from.up;
+                    if let Some(n) = all.nodes.get_mut(node) {
+                        if n.data.iter().any(|v| up.fold(&v.name) == up.fold(&name)) {
+                            return Err(refused(format!("two streams would have the name {}", shown(&entry.name))));
+                        }
+                        let at = n.data.partition_point(|v| up.compare(&v.name, &name).is_lt());
+                        n.data.insert(at, Value { kind: kind::DATA, name, body });
+                    }
                     (node, None)
                 }
                 NewKind::Symlink(_) | NewKind::Special(_) => {
