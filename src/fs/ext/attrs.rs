@@ -26,8 +26,20 @@ impl Ext {
         xattr::in_inode(node.at.saturating_add(*offset), area, problems)
     }
 
-    /// The attributes of `nodes`, and the targets of the links among them.
+    /// The attributes of `nodes`, and the targets of the links among them. Their problems are none of the contents'.
     pub fn attributes(&self, nodes: &[Node], maps: &[Mapping], problems: &mut Vec<Trouble>) -> Attributes {
+        let mut wrong = Vec::new();
+        let out = self.all_attributes(nodes, maps, &mut wrong);
+        problems.extend(wrong.into_iter().map(|(number, e)| match e {
+            Error::Corrupt { structure, at, expected } => {
+                (0, Error::Corrupt { structure: format!("{structure} of inode {number}"), at, expected })
+            }
+            e => (0, e),
+        }));
+        out
+    }
+
+    fn all_attributes(&self, nodes: &[Node], maps: &[Mapping], problems: &mut Vec<Trouble>) -> Attributes {
         // What one block holds may be every inode's: a crafted volume must not fill the memory by that.
         let mut budget = Budget(self.raw.len().saturating_add(256 << 20));
         let mut out =
@@ -201,6 +213,20 @@ impl Budget {
             )),
         }
     }
+}
+
+/// An access control list as it is on the disk, from the form that `getxattr` gives; none where it is none.
+pub fn disk_acl(value: &[u8]) -> Option<Vec<u8>> {
+    let f = Fields::new("access control list", Offset::<Volume>::new(0), value);
+    if f.u32(0).ok()? != 2 || value.len() % 8 != 4 {
+        return None;
+    }
+    let mut out = 1u32.to_le_bytes().to_vec();
+    for at in (4..value.len()).step_by(8) {
+        let long = matches!(f.u16(at).ok()?, 2 | 8);
+        out.extend_from_slice(f.slice(at, if long { 8 } else { 4 }).ok()?);
+    }
+    Some(out)
 }
 
 /// An access control list as `getxattr` gives it (version 2, entries of 8 bytes), from the form that it has on the disk

@@ -3,7 +3,7 @@
 //! Source: the kernel's "ext4 Data Structures and Algorithms", section "Directory Entries".
 
 use super::checksum::crc32c;
-use crate::bytes::Fields;
+use crate::bytes::{Fields, put};
 use crate::error::Error;
 use crate::extent::{Offset, Volume};
 
@@ -19,6 +19,8 @@ pub const TAIL_TYPE: u8 = 0xde;
 pub struct DirEntry<'a> {
     /// The inode that it leads to.
     pub inode: u32,
+    /// What it is said to be: 1 file, 2 directory, 3 and 4 devices, 5 pipe, 6 socket, 7 link; 0 where that is not kept.
+    pub kind: u8,
     /// The name.
     pub name: &'a [u8],
     /// Its byte in the block.
@@ -26,7 +28,7 @@ pub struct DirEntry<'a> {
 }
 
 /// The length of an entry as its 16 bits have it, in a block of `block` bytes.
-fn length(raw: u16, block: usize) -> usize {
+pub fn length(raw: u16, block: usize) -> usize {
     if block < 65_536 {
         return raw.into();
     }
@@ -34,6 +36,55 @@ fn length(raw: u16, block: usize) -> usize {
         0 | 0xffff => 65_536,
         raw => usize::from(raw & 0xfffc) | usize::from(raw & 3) << 16,
     }
+}
+
+/// The 16 bits of an entry's length.
+pub fn rec_len(len: usize) -> u16 {
+    if len >= 65_536 {
+        return u16::MAX;
+    }
+    (len & 0xfffc | len >> 16 & 3) as u16
+}
+
+/// Bytes of an entry with a name of so many bytes.
+pub fn entry_len(name: usize) -> usize {
+    name.saturating_add(HEAD).next_multiple_of(4)
+}
+
+/// Encodes a block from as many of `entries` (inode, type, name) as fit; how many that were. The last entry reaches to
+/// the end, or to the checksum where there is a `seed`. A block without an entry has an empty one.
+pub fn encode<'a>(
+    block: usize,
+    seed: Option<u32>,
+    entries: impl IntoIterator<Item = (u32, u8, &'a [u8])>,
+) -> (Vec<u8>, usize) {
+    let end = block.saturating_sub(if seed.is_some() { TAIL } else { 0 });
+    let mut out = vec![0; block];
+    let (mut at, mut last, mut count) = (0usize, 0usize, 0usize);
+    for (inode, kind, name) in entries {
+        let next = at.saturating_add(entry_len(name.len()));
+        let Ok(len) = u8::try_from(name.len()) else { break };
+        if next > end {
+            break;
+        }
+        let _fits = put(&mut out, at, &inode.to_le_bytes())
+            && put(&mut out, at.saturating_add(4), &rec_len(next.saturating_sub(at)).to_le_bytes())
+            && put(&mut out, at.saturating_add(6), &[len, kind])
+            && put(&mut out, at.saturating_add(HEAD), name);
+        (last, at) = (at, next);
+        count = count.saturating_add(1);
+    }
+    let _fits = put(&mut out, last.saturating_add(4), &rec_len(end.saturating_sub(last)).to_le_bytes());
+    seal(&mut out, seed);
+    (out, count)
+}
+
+/// Writes the checksum's entry to the end of a block of entries, where there is a seed.
+pub fn seal(block: &mut [u8], seed: Option<u32>) {
+    let (Some(seed), Some(tail)) = (seed, block.len().checked_sub(TAIL)) else { return };
+    let sum = crc32c(seed, block.get(..tail).unwrap_or_default());
+    let _fits =
+        put(block, tail, &[0, 0, 0, 0, 12, 0, 0, TAIL_TYPE]) && put(block, tail.saturating_add(8), &sum.to_le_bytes());
 }
 
 /// The entries in `bytes` (a block, or inline contents) at `at` of a volume with blocks of `block` bytes, in their order
@@ -59,7 +110,8 @@ pub fn entries(at: Offset<Volume>, bytes: &[u8], block: usize) -> (Vec<DirEntry<
             if name.is_empty() {
                 return (out, Some(f.wrong(pos.saturating_add(6), "a name that is not empty")));
             }
-            out.push(DirEntry { inode, name, at: pos });
+            let kind = f.u8(pos.saturating_add(7)).unwrap_or(0);
+            out.push(DirEntry { inode, kind, name, at: pos });
         }
         pos = pos.saturating_add(step);
     }

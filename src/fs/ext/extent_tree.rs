@@ -3,7 +3,7 @@
 //! Source: the kernel's "ext4 Data Structures and Algorithms", section "Extent Tree".
 
 use super::checksum::crc32c;
-use crate::bytes::Fields;
+use crate::bytes::{Fields, put};
 use crate::error::Result;
 use crate::extent::{Offset, Volume};
 
@@ -85,6 +85,55 @@ pub fn decode(at: Offset<Volume>, bytes: &[u8], depth: Option<u16>) -> Result<No
         children.push(Child { logical: f.u32(e)?.into(), block });
     }
     Ok(Node::Index(own.saturating_sub(1), children))
+}
+
+/// Encodes a node of `size` bytes: 60 for a root, else a block's, whose checksum follows where there is a `seed`.
+/// `entries` are those of [`leaf`] or [`index`]. None where there is no room.
+pub fn encode(size: usize, depth: u16, entries: &[[u8; ENTRY]], seed: Option<u32>) -> Option<Vec<u8>> {
+    let max = room(size);
+    let count = u16::try_from(entries.len()).ok().filter(|_| entries.len() <= max)?;
+    let mut out = vec![0; size];
+    let mut fits = put(&mut out, 0, &MAGIC.to_le_bytes())
+        && put(&mut out, 2, &count.to_le_bytes())
+        && put(&mut out, 4, &u16::try_from(max).ok()?.to_le_bytes())
+        && put(&mut out, 6, &depth.to_le_bytes());
+    for (entry, at) in entries.iter().zip((ENTRY..).step_by(ENTRY)) {
+        fits &= put(&mut out, at, entry);
+    }
+    if let Some(seed) = seed {
+        let tail = max.checked_add(1)?.checked_mul(ENTRY)?;
+        let sum = crc32c(seed, out.get(..tail)?);
+        fits &= put(&mut out, tail, &sum.to_le_bytes());
+    }
+    fits.then_some(out)
+}
+
+/// Entries that a node of `size` bytes has room for.
+pub fn room(size: usize) -> usize {
+    (size / ENTRY).saturating_sub(1)
+}
+
+/// An entry of a leaf; none where a number is too large for it.
+pub fn leaf(run: &Run) -> Option<[u8; ENTRY]> {
+    let len = u16::try_from(run.len).ok().filter(|len| *len <= MAX_LEN && *len > 0)?;
+    let len = if run.written { len } else { len.checked_add(MAX_LEN)? };
+    let high = u16::try_from(run.physical >> 32).ok()?;
+    let mut out = [0; ENTRY];
+    let fits = put(&mut out, 0, &u32::try_from(run.logical).ok()?.to_le_bytes())
+        && put(&mut out, 4, &len.to_le_bytes())
+        && put(&mut out, 6, &high.to_le_bytes())
+        && put(&mut out, 8, &((run.physical & 0xffff_ffff) as u32).to_le_bytes());
+    fits.then_some(out)
+}
+
+/// An entry of an index; none where a number is too large for it.
+pub fn index(child: &Child) -> Option<[u8; ENTRY]> {
+    let high = u16::try_from(child.block >> 32).ok()?;
+    let mut out = [0; ENTRY];
+    let fits = put(&mut out, 0, &u32::try_from(child.logical).ok()?.to_le_bytes())
+        && put(&mut out, 4, &((child.block & 0xffff_ffff) as u32).to_le_bytes())
+        && put(&mut out, 8, &high.to_le_bytes());
+    fits.then_some(out)
 }
 
 /// Whether the checksum behind the room for entries of a block is right for the inode's `seed`.

@@ -32,6 +32,8 @@ pub mod flags {
     pub const VERITY: u32 = 0x10_0000;
     /// Holds a value of an extended attribute.
     pub const EA_INODE: u32 = 0x20_0000;
+    /// The directory ignores case.
+    pub const CASEFOLD: u32 = 0x4000_0000;
     /// The contents lie in the inode.
     pub const INLINE_DATA: u32 = 0x1000_0000;
 }
@@ -79,6 +81,15 @@ fn time(f: &Fields<'_, Volume>, at: usize, more: Option<usize>) -> Result<Timest
             Timestamp { secs, nanos: (extra >> 2).min(999_999_999), unit: TimeUnit::Nano }
         }
     })
+}
+
+/// A time's seconds, and its fraction with the seconds' two upper bits.
+fn stamp(t: Option<Timestamp>) -> [[u8; 4]; 2] {
+    let t = t.unwrap_or_default();
+    let low = (t.secs & 0xffff_ffff) as u32;
+    // The upper bits say how far the time is from what the lower 32, as a signed number, say.
+    let epoch = (t.secs.saturating_sub(low.cast_signed().into()) >> 32) & 3;
+    [low.to_le_bytes(), (t.nanos << 2 | epoch as u32).to_le_bytes()]
 }
 
 impl Inode {
@@ -184,6 +195,70 @@ impl Inode {
         let [a, b, c, d] = Self::checksum(s, number, bytes, extra).to_le_bytes();
         let low = put(bytes, 0x7c, &[a, b]);
         low && (extra < 4 || bytes.len() <= 128 || put(bytes, 0x82, &[c, d]))
+    }
+    /// Encodes it into the bytes of an inode, without what lies behind its fixed fields and without a checksum; `extra`
+    /// and `generation` are its own. None where the inode's size has no room for it.
+    pub fn encode(&self, s: &Superblock) -> Option<Vec<u8>> {
+        let mut out = vec![0; s.inode_size.into()];
+        let [a0, a1] = stamp(self.times.accessed);
+        let [c0, c1] = stamp(self.times.changed);
+        let [m0, m1] = stamp(self.times.modified);
+        let [b0, b1] = stamp(self.times.created);
+        let high = |n: u64, shift: u32| ((n >> shift) & 0xffff) as u16;
+        let low = |n: u64| ((n & 0xffff_ffff) as u32).to_le_bytes();
+        let mut fits = true;
+        for (at, word) in [
+            (4usize, low(self.size)),
+            (8, a0),
+            (0xc, c0),
+            (0x10, m0),
+            (0x14, self.deleted.to_le_bytes()),
+            (0x1c, low(self.blocks)),
+            (0x20, self.flags.to_le_bytes()),
+            (0x64, self.generation.to_le_bytes()),
+            (0x68, low(self.xattr_block)),
+            (0x6c, low(self.size >> 32)),
+        ] {
+            fits &= put(&mut out, at, &word);
+        }
+        for (at, half) in [
+            (0usize, self.mode),
+            (2, high(self.uid.into(), 0)),
+            (0x18, high(self.gid.into(), 0)),
+            (0x1a, self.links),
+            (0x74, high(self.blocks, 32)),
+            (0x76, high(self.xattr_block, 32)),
+            (0x78, high(self.uid.into(), 16)),
+            (0x7a, high(self.gid.into(), 16)),
+        ] {
+            fits &= put(&mut out, at, &half.to_le_bytes());
+        }
+        fits &= put(&mut out, 0x28, &self.block);
+        if s.inode_size > 128 {
+            fits &= put(&mut out, 0x80, &self.extra.to_le_bytes());
+            for (at, word) in [(0x84usize, c1), (0x88, m1), (0x8c, a1), (0x90, b0), (0x94, b1)] {
+                if at.saturating_add(4) <= usize::from(self.extra).saturating_add(128) {
+                    fits &= put(&mut out, at, &word);
+                }
+            }
+        }
+        fits.then_some(out)
+    }
+    /// A time as an inode of this volume keeps it: within the seconds that it has bits for, with or without a fraction.
+    pub fn kept(s: &Superblock, t: Timestamp) -> Timestamp {
+        let low = i64::from(i32::MIN);
+        if s.inode_size > 128 {
+            return Timestamp { secs: t.secs.clamp(low, low.saturating_add((1 << 34) - 1)), nanos: t.nanos, digits: 9 };
+        }
+        Timestamp { secs: t.secs.clamp(low, i32::MAX.into()), nanos: 0, digits: 0 }
+    }
+    /// The 60 bytes for a device's numbers: the old form where they fit into it.
+    pub fn device(major: u32, minor: u32) -> [u8; 60] {
+        let mut out = [0; 60];
+        let old = major < 256 && minor < 256;
+        let word = if old { major << 8 | minor } else { minor & 0xff | major << 8 | (minor & !0xff) << 12 };
+        let _fits = put(&mut out, if old { 0 } else { 4 }, &word.to_le_bytes());
+        out
     }
     /// What it is; none for a type that does not exist.
     pub fn kind(&self) -> Option<Kind> {

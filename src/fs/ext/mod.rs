@@ -5,28 +5,37 @@
 //! maps (`resolve`), the directories (`names`), attributes and links (`attrs`), each in the order in which the
 //! blocks lie (`sweep`). A `journal` that was not replayed is laid over the volume (`replay`).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Volume};
 use crate::fs::{FileSystem, ReadOptions};
 
 mod attrs;
+mod audit;
+mod bits;
 pub mod block_map;
+mod census;
 pub mod checksum;
 pub mod dir;
 pub mod extent_tree;
 mod find;
 pub mod group;
+pub mod htree;
 pub mod inode;
 pub mod journal;
+mod link;
+mod make;
 mod names;
 pub mod read;
+mod refuse;
 pub mod replay;
 mod resolve;
 mod scan;
+mod space;
 pub mod superblock;
 mod sweep;
+mod tables;
 pub mod xattr;
 
 use find::Found;
@@ -81,7 +90,16 @@ pub(crate) fn open_ext(volume: Arc<dyn ReadAt<Volume>>) -> Result<Option<Ext>> {
 fn plain(volume: Arc<dyn ReadAt<Volume>>, superblock: Superblock) -> Ext {
     let mut problems = Vec::new();
     let groups = Ext::read_groups(&superblock, &*volume, &mut problems);
-    Ext { raw: Arc::clone(&volume), volume, replay: None, superblock, groups, problems, remarks: Vec::new() }
+    Ext {
+        raw: Arc::clone(&volume),
+        volume,
+        replay: None,
+        superblock,
+        groups,
+        problems,
+        remarks: Vec::new(),
+        census: OnceLock::new(),
+    }
 }
 
 /// With the journal replayed in memory. `dirty`: the superblock says that it has to be.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::census::Census;
 use super::group::Group;
 use super::inode::{ROOT, flags};
 use super::names::Name;
@@ -13,6 +14,7 @@ use super::scan::{Node, Trouble};
 use super::superblock::{Superblock, incompat};
 use crate::error::{Error, Result};
 use crate::extent::{Encoding, Extent, Layer, LayerId, Map, MapLayer, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::host::Host;
 use crate::fs::{Facts, FileSystem, Form, Kind, NewStream, Object, ObjectId, StreamId, Tree, TreeBuilder};
 
 /// The most problems that are listed; how many more there are is said.
@@ -34,6 +36,8 @@ pub struct Ext {
     pub problems: Vec<Error>,
     /// For the facts.
     pub remarks: Vec<String>,
+    /// Who owns what, once somebody asked.
+    pub(super) census: OnceLock<std::result::Result<Census, String>>,
 }
 
 impl Ext {
@@ -92,7 +96,7 @@ impl Ext {
     }
 
     /// Whether an inode is the file system's own.
-    fn hidden(&self, node: &Node) -> bool {
+    pub(super) fn hidden(&self, node: &Node) -> bool {
         let s = &self.superblock;
         let n = node.number;
         n != ROOT && n < s.first_inode
@@ -104,15 +108,15 @@ impl Ext {
 
 /// Everything that was gathered about the inodes of a walk.
 #[derive(Default)]
-struct Found {
-    nodes: Vec<Node>,
-    maps: Vec<Mapping>,
-    names: Vec<Name>,
-    problems: Vec<Trouble>,
+pub(super) struct Found {
+    pub(super) nodes: Vec<Node>,
+    pub(super) maps: Vec<Mapping>,
+    pub(super) names: Vec<Name>,
+    pub(super) problems: Vec<Trouble>,
 }
 
 impl Ext {
-    fn gather(&self) -> Found {
+    pub(super) fn gather(&self) -> Found {
         let mut visited = Visited::default();
         let scan = self.scan();
         let mut all = Found { problems: scan.problems, ..Found::default() };
@@ -145,7 +149,7 @@ impl Ext {
         all
     }
 
-    fn build(&self, mut found: Found) -> Result<Tree> {
+    pub(super) fn build(&self, found: &mut Found) -> Result<Tree> {
         let attributes = self.attributes(&found.nodes, &found.maps, &mut found.problems);
         let mut b = TreeBuilder::new();
         let mut ids: Vec<Option<ObjectId>> = Vec::with_capacity(found.nodes.len());
@@ -277,7 +281,10 @@ impl FileSystem for Ext {
         }
     }
     fn walk(&self) -> Result<Tree> {
-        self.build(self.gather())
+        self.build(&mut self.gather())
+    }
+    fn as_host(&self) -> Option<&dyn Host> {
+        Some(self)
     }
     fn open(&self, tree: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>> {
         let info = tree.stream(stream);

@@ -70,6 +70,10 @@ impl Node {
             return None;
         }
         let inode = Inode::decode(&fs.superblock, number, at, bytes).ok()?;
+        // Deleted: what its map says belongs to others by now.
+        if inode.links == 0 && number >= fs.superblock.first_inode {
+            return None;
+        }
         if !inode.intact {
             problems.push((number, Error::corrupt(format!("ext inode {number}"), at, "a checksum that is right")));
         }

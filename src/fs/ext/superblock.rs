@@ -86,6 +86,8 @@ pub mod ro_compat {
     pub const SPARSE_SUPER: u32 = 0x1;
     /// A file is larger than 2 GiB.
     pub const LARGE_FILE: u32 = 0x2;
+    /// Never used.
+    pub const BTREE_DIR: u32 = 0x4;
     /// Inodes may count their blocks in file system blocks.
     pub const HUGE_FILE: u32 = 0x8;
     /// Descriptors have checksums (CRC-16), and groups may be uninitialised.
@@ -177,6 +179,10 @@ pub struct Superblock {
     pub backups: [u32; 2],
     /// Seed of all metadata checksums.
     pub seed: u32,
+    /// With MMP: its block.
+    pub mmp_block: u64,
+    /// When the volume was last written, in seconds.
+    pub written: u32,
     /// Times that errors were counted.
     pub errors: u32,
     /// Whether the superblock's own checksum is right, or none is kept.
@@ -251,6 +257,8 @@ impl Superblock {
             hidden: [f.u32(0x240)?, f.u32(0x244)?, f.u32(0x26c)?, f.u32(0x280)?],
             backups: [f.u32(0x24c)?, f.u32(0x250)?],
             seed: if incompat & incompat::CSUM_SEED != 0 { f.u32(0x270)? } else { crc32c(!0, &uuid) },
+            mmp_block: f.u64(0x168)?,
+            written: f.u32(0x30)?,
             errors: f.u32(0x194)?,
             intact: !metadata_csum || sum == f.u32(0x3fc)?,
         };
@@ -383,17 +391,18 @@ impl Superblock {
             let from = |start: u64| start.saturating_add(1).saturating_add(u64::from(index));
             return (u64::from(index).saturating_add(first), copy.map(|g| from(self.group_start(g))));
         }
-        let in_group = |group: u32| {
-            let skip = if group == 0 && self.block == 1024 && self.first_data_block == 0 {
-                2
-            } else {
-                u64::from(self.group_has_super(group))
-            };
-            self.group_start(group).saturating_add(skip)
-        };
         let group = index.saturating_mul(per);
         let next = group.saturating_add(1);
-        (in_group(group), (next < self.groups()).then(|| in_group(next)))
+        (self.meta_descriptors(group), (next < self.groups()).then(|| self.meta_descriptors(next)))
+    }
+    /// With META_BG: the block of a group in which descriptors lie, if they lie in it.
+    pub fn meta_descriptors(&self, group: u32) -> u64 {
+        let skip = if group == 0 && self.block == 1024 && self.first_data_block == 0 {
+            2
+        } else {
+            u64::from(self.group_has_super(group))
+        };
+        self.group_start(group).saturating_add(skip)
     }
     /// The checksum of a descriptor with its field at 0x1E as zeros; none where none is kept.
     pub fn descriptor_checksum(&self, group: u32, bytes: &[u8]) -> Option<u16> {

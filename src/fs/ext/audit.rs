@@ -1,0 +1,421 @@
+//! The audit: the new state, read back by the reader, against what was asked for. It takes nothing from the writer but
+//! where copies and new structures went.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::bits::Bits;
+use super::census::Census;
+use super::dir;
+use super::htree::Hasher;
+use super::inode::flags;
+use super::link::number;
+use super::make::{Kept, about, times};
+use super::read::Ext;
+use super::scan::Node;
+use crate::error::{Error, Result};
+use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::{Kind, ObjectId, Xattr};
+use crate::txn::Staging;
+
+/// What is not so.
+fn wrong(at: u64, what: &str, expected: impl Into<String>) -> Error {
+    Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
+}
+
+fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+struct Audit<'a> {
+    old: &'a Ext,
+    before: &'a Census,
+    new: &'a Ext,
+    now: &'a Census,
+    job: &'a Job<'a>,
+    staging: &'a Staging,
+}
+
+pub(super) fn audit(old: &Ext, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
+    let new = super::open_ext(after)?.ok_or_else(|| wrong(1024, "superblock", "an ext volume"))?;
+    if let Some(e) = new.problems.first() {
+        return Err(wrong(1024, "volume", format!("no damage, but: {e}")));
+    }
+    let now = new.census()?;
+    if let Some(fault) = now.faults.first() {
+        return Err(wrong(0, "volume", format!("that it agrees with itself, but: {fault}")));
+    }
+    let audit = Audit { old, before: old.census()?, new: &new, now, job, staging };
+    audit.superblock()?;
+    audit.free_before()?;
+    let (image, _, parent) = old.image_node(audit.before, job.image)?;
+    let target = old.target(audit.before, &job.tree.into)?;
+    let added = audit.entries()?;
+    audit.older(&added, image.number, target.dir, target.made.len())?;
+    audit.indexes(&added, &[target.dir, parent])?;
+    audit.slack()
+}
+
+impl Audit<'_> {
+    /// Counts are those of the bitmaps; all else is as before.
+    fn superblock(&self) -> Result<()> {
+        let (a, b) = (&self.old.superblock, &self.new.superblock);
+        let free = self.now.free().saturating_mul(b.ratio.into());
+        let inodes = u64::from(b.inodes);
+        let used: u64 = (0..inodes).map(|n| u64::from(self.now.inodes.has(n))).sum();
+        if b.free_blocks != free || u64::from(b.free_inodes) != inodes.saturating_sub(used) {
+            return Err(wrong(1024, "superblock", format!("{free} free blocks and the free inodes")));
+        }
+        let large = super::superblock::ro_compat::LARGE_FILE;
+        let same = a.uuid == b.uuid
+            && a.blocks == b.blocks
+            && a.inodes == b.inodes
+            && a.compat == b.compat
+            && a.incompat == b.incompat
+            && a.ro_compat | large == b.ro_compat | large
+            && b.ro_compat & large >= a.ro_compat & large
+            && a.state == b.state
+            && a.seed == b.seed;
+        if same { Ok(()) } else { Err(wrong(1024, "superblock", "only counts to change")) }
+    }
+
+    /// What is filled was free, and is all that newly belongs to somebody.
+    fn free_before(&self) -> Result<()> {
+        let s = &self.new.superblock;
+        let unit = u64::from(s.block).saturating_mul(s.ratio.into()).max(1);
+        let base = s.byte(s.first_data_block.into()).get();
+        let mut filled = Bits::new(self.now.clusters.len());
+        for (at, len) in &self.staging.filled {
+            let from = at.get().saturating_sub(base);
+            if from.checked_rem(unit) != Some(0) || len.checked_rem(unit) != Some(0) {
+                return Err(wrong(at.get(), "filled range", "whole clusters"));
+            }
+            let first = from.checked_div(unit).unwrap_or(0);
+            for n in first..first.saturating_add(len.checked_div(unit).unwrap_or(0)) {
+                if self.before.clusters.has(n) || !filled.set(n) {
+                    return Err(wrong(at.get(), "filled range", "clusters that were free"));
+                }
+            }
+        }
+        let (old, new) = (&self.before.clusters, &self.now.clusters);
+        for ((a, b), f) in old.bytes().iter().zip(new.bytes()).zip(filled.bytes()) {
+            if !a & b != *f {
+                return Err(wrong(0, "filled ranges", "exactly the clusters that were free and no longer are"));
+            }
+        }
+        Ok(())
+    }
+
+    fn not(&self, entry: &NewEntry, expected: &str) -> Error {
+        wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
+    }
+
+    /// Each new entry is there, and is what was asked for. The inodes that are new.
+    fn entries(&self) -> Result<HashSet<u32>> {
+        let tree = &self.now.tree;
+        let mut added = HashSet::new();
+        let mut top = tree.root();
+        for name in &self.job.tree.into {
+            let object = tree.child(top, name).map(|e| tree.entry(e).object);
+            let object = object.filter(|o| tree.object(*o).kind == Kind::Dir);
+            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
+            if self.before.node(number(self.now, top)).is_none() {
+                added.insert(number(self.now, top));
+            }
+        }
+        let mut copies: HashMap<Origin, Vec<Vec<(u64, u64)>>> = HashMap::new();
+        for copy in &self.staging.copies {
+            let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
+            copies.entry(copy.origin).or_default().push(to);
+        }
+        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
+        for entry in &self.job.tree.entries {
+            let parent = match entry.parent {
+                None => Some(top),
+                Some(p) => objects.get(p).copied().flatten(),
+            };
+            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
+            let object = found.ok_or_else(|| self.not(entry, "an entry"))?;
+            let own = number(self.now, object);
+            if let NewKind::HardLink(first) = entry.kind {
+                if objects.get(first).copied().flatten() != Some(object) {
+                    return Err(self.not(entry, "the file of its first name"));
+                }
+            } else {
+                if self.before.node(own).is_some_and(|_| own != self.image_number()) || !added.insert(own) {
+                    return Err(self.not(entry, "an inode of its own"));
+                }
+                self.entry(entry, object, &mut copies)?;
+            }
+            objects.push(Some(object));
+        }
+        match copies.values().map(Vec::len).sum::<usize>() {
+            0 => Ok(added),
+            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
+        }
+    }
+
+    fn image_number(&self) -> u32 {
+        number(self.before, self.job.image.object)
+    }
+
+    fn entry(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
+    ) -> Result<()> {
+        let tree = &self.now.tree;
+        let (image, _) = self.before.node(self.image_number()).ok_or_else(|| self.not(entry, "the image of before"))?;
+        let meant = about(self.old, entry, &image.inode);
+        let found = tree.object(object);
+        let (node, map) = self.now.node(number(self.now, object)).ok_or_else(|| self.not(entry, "an inode"))?;
+        let inode = &node.inode;
+        if (inode.mode, inode.uid, inode.gid) != (meant.mode, meant.uid, meant.gid) {
+            return Err(self.not(entry, "mode and owner as planned"));
+        }
+        if found.times != times(self.old, entry.times, image.inode.times) {
+            return Err(self.not(entry, "times as planned"));
+        }
+        let mut xattrs: Vec<Xattr> = entry.xattrs.clone();
+        let left_out = Kept::of(self.old, &xattrs).left_out;
+        xattrs.retain(|x| !left_out.contains(&x.0));
+        xattrs.sort();
+        if tree.xattrs(object) != xattrs {
+            return Err(self.not(entry, "extended attributes as planned"));
+        }
+        // What it takes, counted anew.
+        let s = &self.new.superblock;
+        let mut clusters: Vec<u64> = map
+            .runs
+            .iter()
+            .flat_map(|r| {
+                s.cluster_of(r.physical)
+                    ..s.cluster_of(r.physical.saturating_add(r.len).saturating_sub(1)).saturating_add(1)
+            })
+            .chain(map.nodes.iter().map(|n| s.cluster_of(*n)))
+            .chain((inode.xattr_block != 0).then(|| s.cluster_of(inode.xattr_block)))
+            .collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        let blocks = (clusters.len() as u64).saturating_mul(s.ratio.into()).saturating_mul(u64::from(s.block) >> 9);
+        if inode.blocks != blocks {
+            return Err(self.not(entry, "the number of its blocks"));
+        }
+        match &entry.kind {
+            NewKind::Dir if found.kind == Kind::Dir => Ok(()),
+            NewKind::Symlink(target) if tree.target(object) == Some(target) => Ok(()),
+            NewKind::Special(kind) if found.kind == *kind => Ok(()),
+            NewKind::File { size, content } if found.kind == Kind::File => {
+                self.content(entry, object, *size, content, copies)
+            }
+            _ => Err(self.not(entry, "the planned kind")),
+        }
+    }
+
+    fn content(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        size: u64,
+        content: &Content,
+        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
+    ) -> Result<()> {
+        let tree = &self.now.tree;
+        let stream = tree.data(object).ok_or_else(|| self.not(entry, "data"))?;
+        if tree.stream(stream).size != size {
+            return Err(self.not(entry, "the planned size"));
+        }
+        let have = tree.extents(stream);
+        let right = match content {
+            _ if size == 0 => have.is_empty(),
+            Content::Empty => false,
+            Content::Linked(extents) => {
+                let planned: Map<Stream, Volume> = extents.iter().map(|e: &Extent<_, _>| (e.len, e.what)).collect();
+                have == planned.resized(size).extents()
+            }
+            Content::Copied => {
+                let stored = have.iter().map(|e| match e.what {
+                    What::Stored(place) => Some((place.offset.get(), e.len)),
+                    _ => None,
+                });
+                let stored = stored.collect::<Option<Vec<_>>>().ok_or_else(|| self.not(entry, "stored bytes"))?;
+                let at = cut(stored, size);
+                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
+                mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i))).is_some()
+            }
+        };
+        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
+    }
+
+    /// All older inodes and entries are as they were, the image is gone, and there is nothing else.
+    fn older(&self, added: &HashSet<u32>, image: u32, target: u32, made: usize) -> Result<()> {
+        let same = |a: &Node, b: &Node| {
+            if a.number != target {
+                return a.inode == b.inode && a.area == b.area;
+            }
+            // The directory that is written into has other blocks and links.
+            let mut inode = b.inode.clone();
+            inode.block = a.inode.block;
+            inode.blocks = a.inode.blocks;
+            inode.size = a.inode.size;
+            inode.links = a.inode.links;
+            inode.flags = inode.flags & !flags::INDEX | a.inode.flags & (flags::INDEX | flags::EXTENTS);
+            if a.inode.flags & flags::EXTENTS == 0 {
+                inode.flags &= !flags::EXTENTS;
+            }
+            inode == a.inode && a.area == b.area
+        };
+        for a in self.before.nodes.iter().filter(|n| n.number != image) {
+            let found = self.now.node(a.number);
+            if found.is_none_or(|(b, _)| !same(a, b)) {
+                return Err(wrong(a.at.get(), "older inode", format!("inode {} as it was", a.number)));
+            }
+        }
+        let (old, new) = (&self.before.tree, &self.now.tree);
+        let mut left: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+        for (e, _) in new.order() {
+            let own = number(self.now, new.entry(e).object);
+            if !added.contains(&own) {
+                left.insert(new.path(e), own);
+            }
+        }
+        for (e, _) in old.order().filter(|(e, _)| *e != self.job.image.entry) {
+            let object = old.entry(e).object;
+            let path = old.path(e);
+            if left.remove(&path) != Some(number(self.before, object)) {
+                return Err(wrong(0, "older entry", format!("{} as it was", printable(&path))));
+            }
+            let extents = old.data(object).map(|s| old.extents(s));
+            let now = new.lookup(path.split(|b| *b == b'/')).and_then(|o| new.data(o)).map(|s| new.extents(s));
+            if extents != now {
+                return Err(wrong(0, "older file", format!("{} where it was", printable(&path))));
+            }
+        }
+        if let Some((path, _)) = left.into_iter().next() {
+            return Err(wrong(0, "older entry", format!("no {}", printable(&path))));
+        }
+        let wanted =
+            old.order().len().saturating_sub(1).saturating_add(made).saturating_add(self.job.tree.entries.len());
+        if new.order().len() != wanted {
+            return Err(wrong(0, "directory entries", format!("{wanted} of them, not {}", new.order().len())));
+        }
+        Ok(())
+    }
+
+    /// Each name in an indexed directory is in the leaf where its hash is looked for.
+    fn indexes(&self, added: &HashSet<u32>, changed: &[u32]) -> Result<()> {
+        let s = &self.new.superblock;
+        let Some(hasher) = Hasher::of(s) else { return Ok(()) };
+        for (node, map) in self.now.nodes.iter().zip(&self.now.maps) {
+            let touched = added.contains(&node.number) || changed.contains(&node.number);
+            if !touched || node.inode.mode & 0xf000 != 0x4000 || !node.inode.has(flags::INDEX) {
+                continue;
+            }
+            let fault =
+                || wrong(node.at.get(), "directory index", format!("each name of inode {} by its hash", node.number));
+            let read = |logical: u32| -> Result<Vec<u8>> {
+                let n = u64::from(logical);
+                let run = map.runs.iter().find(|r| (r.logical..r.logical.saturating_add(r.len)).contains(&n));
+                let run = run.ok_or_else(fault)?;
+                let block = run.physical.saturating_add(n.saturating_sub(run.logical));
+                self.new.volume.read_vec(s.byte(block), s.block as usize)
+            };
+            let root = read(0)?;
+            let hasher = Hasher { version: root.get(0x1c).copied().unwrap_or(0), ..hasher };
+            let levels = root.get(0x1e).copied().unwrap_or(0);
+            if levels > 2 {
+                return Err(fault());
+            }
+            // Hashes that a block may have: from, to; and its block.
+            let mut level = children(&root, 32, 0, u32::MAX);
+            for _ in 0..levels {
+                let mut below = Vec::new();
+                for (from, to, block) in level {
+                    below.extend(children(&read(block)?, 8, from, to));
+                }
+                level = below;
+            }
+            let mut names = 0usize;
+            for (from, to, block) in level {
+                let bytes = read(block)?;
+                let (entries, bad) = dir::entries(Offset::<Volume>::new(0), &bytes, s.block as usize);
+                for e in &entries {
+                    let hash = hasher.hash(e.name);
+                    // The lowest bit of a key says that its hash began in the leaf before.
+                    if hash < from & !1 || hash > to & !1 || hash == to && to & 1 == 0 && to != u32::MAX {
+                        return Err(fault());
+                    }
+                }
+                if bad.is_some() {
+                    return Err(fault());
+                }
+                names = names.saturating_add(entries.len());
+            }
+            let tree = &self.now.tree;
+            let listed =
+                tree.objects().find(|(_, o)| o.number == u64::from(node.number)).map(|(id, _)| tree.children(id).len());
+            if listed != Some(names) {
+                return Err(fault());
+            }
+        }
+        Ok(())
+    }
+
+    /// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
+    fn slack(&self) -> Result<()> {
+        let block = u64::from(self.new.superblock.block);
+        let mut tails = HashSet::new();
+        for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
+            let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
+            let used = size.checked_rem(block).unwrap_or(0);
+            let Some(last) = extents.last().filter(|_| used != 0) else { continue };
+            if let What::Stored(place) = last.what {
+                let end = place.offset.get().saturating_add(size.saturating_sub(last.start.get()));
+                tails.insert((end, block.saturating_sub(used)));
+            }
+        }
+        let staged: HashSet<(u64, u64)> =
+            self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
+        if staged != tails || staged.len() != self.staging.slack.len() {
+            return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
+        }
+        Ok(())
+    }
+}
+
+/// The children of an index block whose table begins at `table` and which is for hashes `from` to `to`.
+fn children(bytes: &[u8], table: usize, from: u32, to: u32) -> Vec<(u32, u32, u32)> {
+    let half =
+        |at: usize| bytes.get(at..at.saturating_add(2)).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes);
+    let word =
+        |at: usize| bytes.get(at..at.saturating_add(4)).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let count = usize::from(half(table.saturating_add(2)));
+    let mut out: Vec<(u32, u32, u32)> = Vec::with_capacity(count);
+    for n in 0..count {
+        let at = table.saturating_add(n.saturating_mul(8));
+        let first = if n == 0 { from } else { word(at) };
+        if let Some(last) = out.last_mut() {
+            last.1 = first;
+        }
+        out.push((first, to, word(at.saturating_add(4))));
+    }
+    out
+}
+
+/// The first `size` bytes of these places, neighbours together.
+fn cut(all: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Vec<(u64, u64)> {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    let mut left = size;
+    for (at, len) in all {
+        let len = len.min(left);
+        left = left.saturating_sub(len);
+        match out.last_mut() {
+            _ if len == 0 => {}
+            Some((start, have)) if start.saturating_add(*have) == at => *have = have.saturating_add(len),
+            _ => out.push((at, len)),
+        }
+    }
+    out
+}
