@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::bits::Bits;
 use super::checksum::crc32c;
 use super::group::{BLOCK_UNINIT, Group, INODE_UNINIT};
-use super::inode::ROOT;
+use super::inode::{RESIZE, ROOT};
 use super::read::{Ext, Found};
 use super::resolve::Mapping;
 use super::scan::Node;
@@ -216,8 +216,10 @@ impl Ext {
             for (first, last) in own {
                 // Blocks of one cluster may be in several extents of one file.
                 let first = if s.ratio > 1 { first.max(next) } else { first };
+                // What is kept for descriptors lies in one cluster with descriptors.
+                let kept = s.ratio > 1 && node.number == RESIZE;
                 for n in first..last.saturating_add(1) {
-                    if !bits.set(n) {
+                    if !bits.set(n) && !kept {
                         faults.add("owners", || {
                             format!("block {} of inode {} has another owner too", s.cluster_block(n), node.number)
                         });
@@ -255,6 +257,13 @@ impl Ext {
             if lazy && g.flags & BLOCK_UNINIT != 0 {
                 let range = s.clusters_of(n);
                 clusters.slice_mut(range.clone()).copy_from_slice(metadata.slice(range));
+                if s.group_has_super(n) && !s.has(incompat::META_BG) {
+                    let first = s.group_start(n).saturating_add(1);
+                    let kept = u64::from(s.groups().div_ceil(s.descriptors_per_block()));
+                    for block in 0..kept.saturating_add(s.reserved_descriptors.into()) {
+                        clusters.set(s.cluster_of(first.saturating_add(block)));
+                    }
+                }
             } else {
                 wanted.push((g.block_bitmap, false, n));
             }

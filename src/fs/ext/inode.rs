@@ -12,6 +12,9 @@ use crate::fs::{Kind, TimeUnit, Times, Timestamp};
 /// The root directory's inode.
 pub const ROOT: u32 = 2;
 
+/// The inode that owns the blocks kept for the growth of the descriptor table.
+pub const RESIZE: u32 = 7;
+
 /// Inode flags.
 pub mod flags {
     /// Can't be changed.

@@ -174,17 +174,19 @@ impl<'a> Maker<'a> {
             clusters = clusters.saturating_add(nodes).saturating_add(self.clusters_of(&body.runs));
         }
         let kept = Kept::of(self.fs, xattrs);
-        let area = kept.in_inode.then(|| xattr::encode_area(area_size(self.fs), &kept.borrowed())).flatten();
-        if !kept.in_inode && !kept.all.is_empty() {
+        let wrong = || refused(format!("inode {number} can't be written: the host's inodes are too small for it"));
+        let area = match kept.inode.as_slice() {
+            [] => Vec::new(),
+            all => xattr::encode_area(area_size(self.fs), &borrowed(all)).ok_or_else(wrong)?,
+        };
+        if !kept.block.is_empty() {
             inode.xattr_block = self.attributes(&kept)?;
             clusters = clusters.saturating_add(1);
         }
         inode.blocks = clusters.saturating_mul(s.ratio.into()).saturating_mul(u64::from(s.block) >> 9);
-        let wrong = || refused(format!("inode {number} can't be written: the host's inodes are too small for it"));
         let mut bytes = inode.encode(s).ok_or_else(wrong)?;
-        if let Some(area) = area
-            && !crate::bytes::put(&mut bytes, usize::from(inode.extra).saturating_add(128), &area)
-        {
+        let behind = usize::from(inode.extra).saturating_add(128);
+        if !area.is_empty() && !crate::bytes::put(&mut bytes, behind, &area) {
             return Err(wrong());
         }
         if !Inode::seal(s, number, &mut bytes, inode.extra) {
@@ -210,7 +212,7 @@ impl<'a> Maker<'a> {
     fn attributes(&mut self, kept: &Kept) -> Result<u64> {
         let s = &self.fs.superblock;
         let wrong = || refused("attributes that don't fit into a block");
-        let mut bytes = xattr::encode_block(s.block as usize, &kept.borrowed()).ok_or_else(wrong)?;
+        let mut bytes = xattr::encode_block(s.block as usize, &borrowed(&kept.block)).ok_or_else(wrong)?;
         let seed = s.metadata_csum().then_some(s.seed);
         if let Some((block, at, users)) = self.shared.get_mut(&bytes).filter(|f| f.2 < SHARERS) {
             *users = users.saturating_add(1);
@@ -262,51 +264,77 @@ fn joined(runs: &[Run]) -> Vec<Run> {
     out
 }
 
+/// Prefix, rest of the name, value as on the disk.
+type Owned = (u8, Vec<u8>, Vec<u8>);
+
 /// Which attributes are kept, and where.
+#[derive(Default)]
 pub struct Kept {
-    /// Prefix, rest of the name, value as on the disk.
-    pub all: Vec<(u8, Vec<u8>, Vec<u8>)>,
-    /// Whether they are in the inode; else in a block.
-    in_inode: bool,
+    /// Those in the inode.
+    inode: Vec<Owned>,
+    /// Those in a block.
+    block: Vec<Owned>,
     /// Names of those that the host can't hold.
     pub left_out: Vec<Vec<u8>>,
 }
 
 impl Kept {
-    /// Of an inode's attributes those that fit: into the inode, else all into one block, the smallest first.
+    /// All in the inode where they fit there, else in a block, else in both; what then does not fit is left out.
     pub fn of(fs: &Ext, xattrs: &[Xattr]) -> Self {
-        let mut out = Self { all: Vec::new(), in_inode: true, left_out: Vec::new() };
-        let mut sizes: Vec<(usize, &Xattr)> = xattrs.iter().map(|x| (xattr::room(&x.0, &x.1), x)).collect();
-        sizes.sort_by_key(|(size, x)| (*size, &x.0));
-        let block = fs.superblock.block as usize;
-        // A block's head, and four zero bytes behind the list.
-        let mut room = block.saturating_sub(xattr::BLOCK_HEAD).saturating_sub(4);
-        for (_, (name, value)) in sizes {
+        let mut known: Vec<(Owned, &[u8])> = Vec::with_capacity(xattrs.len());
+        let mut unknown = Vec::new();
+        for (name, value) in xattrs {
             let split = xattr::split(name).filter(|(_, rest)| rest.len() <= 255);
             let value = match split {
                 Some((2 | 3, _)) => disk_acl(value),
                 _ => Some(value.clone()),
             };
-            let (Some((index, rest)), Some(value)) = (split, value) else {
-                out.left_out.push(name.clone());
-                continue;
-            };
-            match room.checked_sub(xattr::room(rest, &value)) {
-                Some(left) => {
-                    room = left;
-                    out.all.push((index, rest.to_vec(), value));
-                }
-                None => out.left_out.push(name.clone()),
+            match (split, value) {
+                (Some((index, rest)), Some(value)) => known.push(((index, rest.to_vec(), value), name)),
+                _ => unknown.push(name.clone()),
             }
         }
-        let used: usize = out.all.iter().map(|(_, n, v)| xattr::room(n, v)).sum();
-        // The area's magic number, and four zero bytes behind the list.
-        out.in_inode = !out.all.is_empty() && used.saturating_add(8) <= area_size(fs);
+        // The area's magic number or the block's head, and four zero bytes behind the list.
+        let area = area_size(fs).saturating_sub(8);
+        let block = (fs.superblock.block as usize).saturating_sub(xattr::BLOCK_HEAD).saturating_sub(4);
+        let size = |o: &Owned| xattr::room(&o.1, &o.2);
+        let fill = |order: &[(Owned, &[u8])], mut area: usize, mut block: usize| {
+            let mut out = Self::default();
+            for (one, name) in order {
+                let need = size(one);
+                if let Some(left) = block.checked_sub(need) {
+                    block = left;
+                    out.block.push(one.clone());
+                } else if let Some(left) = area.checked_sub(need) {
+                    area = left;
+                    out.inode.push(one.clone());
+                } else {
+                    out.left_out.push(name.to_vec());
+                }
+            }
+            out
+        };
+        let total: usize = known.iter().map(|k| size(&k.0)).sum();
+        // The largest first packs best; where that leaves something out, the smallest first leaves out the least.
+        known.sort_by_key(|k| (std::cmp::Reverse(size(&k.0)), k.1));
+        let mut out = if total <= area {
+            Self { inode: known.into_iter().map(|k| k.0).collect(), ..Self::default() }
+        } else {
+            let best = fill(&known, area, block);
+            if best.left_out.is_empty() {
+                best
+            } else {
+                known.reverse();
+                fill(&known, area, block)
+            }
+        };
+        out.left_out.append(&mut unknown);
         out
     }
-    fn borrowed(&self) -> Vec<xattr::NewAttribute<'_>> {
-        self.all.iter().map(|(index, name, value)| (*index, name.as_slice(), value.as_slice())).collect()
-    }
+}
+
+fn borrowed(all: &[Owned]) -> Vec<xattr::NewAttribute<'_>> {
+    all.iter().map(|(index, name, value)| (*index, name.as_slice(), value.as_slice())).collect()
 }
 
 /// Owner, permissions and times of a new entry: the guest's own, or those of the image where the guest has none.

@@ -165,6 +165,8 @@ pub struct Superblock {
     pub hash_version: u8,
     /// Bytes of a group descriptor.
     pub descriptor: u16,
+    /// Blocks behind the descriptors, and behind each copy of them, that are kept for their growth.
+    pub reserved_descriptors: u16,
     /// With META_BG: the first meta group whose descriptors lie in it.
     pub first_meta_bg: u32,
     /// A copy of the journal inode's block map and its size, where there is one.
@@ -250,6 +252,7 @@ impl Superblock {
             hash_seed: [f.u32(0xec)?, f.u32(0xf0)?, f.u32(0xf4)?, f.u32(0xf8)?],
             hash_version: f.u8(0xfc)?,
             descriptor,
+            reserved_descriptors: f.u16(0xce)?,
             first_meta_bg: f.u32(0x104)?,
             journal_backup: if f.u8(0xfd)? == 1 { Some(f.array(0x10c)?) } else { None },
             flags: f.u32(0x160)?,
