@@ -161,7 +161,7 @@ fn ext4_with_what_else_there_is() {
 /// Names and contents as a second reader has them, which nobody here wrote.
 #[test]
 fn a_second_reader_agrees() {
-    for args in ["-t ext4 -b 1024", "-t ext4 -b 4096 -O inline_data"] {
+    for args in ["-t ext4 -b 1024", "-t ext4 -b 4096"] {
         let dir = scratch();
         let image = dir.path().join("guest.img");
         make(&image, 64, args);

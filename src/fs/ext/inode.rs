@@ -251,9 +251,13 @@ impl Inode {
     pub fn kept(s: &Superblock, t: Timestamp) -> Timestamp {
         let low = i64::from(i32::MIN);
         if s.inode_size > 128 {
-            return Timestamp { secs: t.secs.clamp(low, low.saturating_add((1 << 34) - 1)), nanos: t.nanos, digits: 9 };
+            return Timestamp {
+                secs: t.secs.clamp(low, low.saturating_add((1 << 34) - 1)),
+                nanos: t.nanos,
+                unit: TimeUnit::Nano,
+            };
         }
-        Timestamp { secs: t.secs.clamp(low, i32::MAX.into()), nanos: 0, digits: 0 }
+        Timestamp { secs: t.secs.clamp(low, i32::MAX.into()), nanos: 0, unit: TimeUnit::Second }
     }
     /// The 60 bytes for a device's numbers: the old form where they fit into it.
     pub fn device(major: u32, minor: u32) -> [u8; 60] {
