@@ -111,6 +111,7 @@ pub fn long() -> bool {
 pub struct Loop {
     /// `/dev/loopN`.
     pub device: PathBuf,
+    file: PathBuf,
 }
 
 impl Loop {
@@ -128,7 +129,7 @@ impl Loop {
             }
             let out = output(command.arg(file));
             if out.code == 0 {
-                return Self { device: PathBuf::from(out.stdout.trim()) };
+                return Self { device: PathBuf::from(out.stdout.trim()), file: file.canonicalize().unwrap() };
             }
             // Two tests may have been told the same free device.
             std::thread::sleep(Duration::from_millis(100));
@@ -140,6 +141,15 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("--detach").arg(&self.device).output();
+        // Another test that looks for a free device may have this one open: it then goes when that one closes it.
+        let backing = Path::new("/sys/block").join(self.device.file_name().unwrap()).join("loop/backing_file");
+        for _ in 0..500 {
+            let now = fs::read_to_string(&backing).unwrap_or_default();
+            if now.trim().trim_end_matches(" (deleted)") != self.file.to_str().unwrap() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
