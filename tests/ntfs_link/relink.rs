@@ -77,13 +77,22 @@ fn relinked_and_taken_back() {
         let image = guest(kind, &from, &dir.path().join("guest"));
         let host = dir.path().join("host.raw");
         let before = made(shape, &image, 8, |_| {});
-        fs::write(&host, &before).unwrap();
+        // One of the hosts is a partition, with more behind it.
+        let at = if kind == "fat" { 1 << 20 } else { 0 };
+        let volume = |disk: Vec<u8>| disk[at..at + before.len()].to_vec();
+        fs::write(&host, [&vec![0; at], &before[..], &vec![7; at]].concat()).unwrap();
+        if at > 0 {
+            let table = dir.path().join("table");
+            fs::write(&table, format!("label: dos\nstart=2048, size={}, type=7\n", before.len() / 512)).unwrap();
+            let stdin = fs::File::open(&table).unwrap();
+            assert!(Command::new("sfdisk").arg("-q").arg(&host).stdin(stdin).status().unwrap().success());
+        }
         let older = {
             let mut all = HostCase::open(before.clone()).older;
             all.remove(IMAGE);
             all
         };
-        let address = format!("{}//{IMAGE}", host.display());
+        let address = format!("{}//{}{IMAGE}", host.display(), if at > 0 { "p1/" } else { "" });
         let (journal, manifest) = (dir.path().join("journal"), dir.path().join("manifest"));
         let options = |more: &[&str]| {
             let all =
@@ -97,7 +106,8 @@ fn relinked_and_taken_back() {
         println!("{kind} {shape:?}: {}", said.lines().last().unwrap_or_default());
         let mut meant = older.clone();
         meant.extend(files.iter().map(|(path, hash)| (format!("vm/out put/{path}"), hash.clone())));
-        let after = fs::read(&host).unwrap();
+        let disk = fs::read(&host).unwrap();
+        let after = volume(disk.clone());
         let mut streams = BTreeMap::new();
         if kind == "ntfs" {
             let path = |name: &str| format!("vm/out put/{name}");
@@ -110,9 +120,9 @@ fn relinked_and_taken_back() {
         assert!(linked > 250, "{linked}");
 
         done(&["recover", journal.to_str().unwrap()]);
-        assert!(fs::read(&host).unwrap() == after, "recover had nothing to do");
+        assert!(fs::read(&host).unwrap() == disk, "recover had nothing to do");
         done(&["undo", journal.to_str().unwrap()]);
-        let back = fs::read(&host).unwrap();
+        let back = volume(fs::read(&host).unwrap());
         let (_dir, path) = written(&back);
         content(&path);
         let mount = Mounted::new(&path, "ro,norecover");
