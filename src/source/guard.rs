@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::source::storage::{Chain, number, parse_number, partitions, read_text, sysfs};
@@ -24,9 +25,22 @@ pub fn host(host: &Path, volume_at: u64, volume_len: u64) -> Result<Vec<String>>
     let mut reasons = mounts(&volume)?;
     reasons.extend(swaps(&volume));
     reasons.extend(holders(&volume));
-    reasons.extend(processes(&volume, &metadata));
+    // Whoever looks for devices or file systems (udev, `losetup --find`) opens every one for a moment.
+    let mut held = processes(&volume, &metadata);
+    for _ in 0..LOOKS_AGAIN {
+        if held.is_empty() || !reasons.is_empty() {
+            break;
+        }
+        std::thread::sleep(A_MOMENT);
+        held = processes(&volume, &metadata);
+    }
+    reasons.extend(held);
     Ok(reasons.into_iter().collect())
 }
+
+/// How often a process that holds the host open is given [`A_MOMENT`] to let it go.
+const LOOKS_AGAIN: usize = 5;
+const A_MOMENT: Duration = Duration::from_millis(60);
 
 /// Every reason why a new journal must not be made at `journal` for that host volume: something is there, it would be
 /// lost with the memory, or it would lie on the volume that is written, or on anything mounted from it. Empty where it may.
