@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::bits::Bits;
 use super::census::Census;
 use super::dir;
+use super::extent_tree;
 use super::htree::Hasher;
-use super::inode::flags;
+use super::inode::{Inode, flags};
 use super::link::number;
 use super::make::{Kept, about, times};
 use super::read::Ext;
@@ -53,6 +54,8 @@ pub(super) fn audit(old: &Ext, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, st
     let target = old.target(audit.before, &job.tree.into)?;
     let added = audit.entries()?;
     audit.older(&added, image.number, target.dir, target.made.len())?;
+    audit.image(image)?;
+    audit.places(&added, image, &[target.dir, parent])?;
     audit.indexes(&added, &[target.dir, parent])?;
     audit.slack()
 }
@@ -300,6 +303,75 @@ impl Audit<'_> {
             old.order().len().saturating_sub(1).saturating_add(made).saturating_add(self.job.tree.entries.len());
         if new.order().len() != wanted {
             return Err(wrong(0, "directory entries", format!("{wanted} of them, not {}", new.order().len())));
+        }
+        Ok(())
+    }
+
+    /// The image's inode is deleted, and holds nothing.
+    fn image(&self, image: &Node) -> Result<()> {
+        let s = &self.new.superblock;
+        let bytes = self.new.volume.read_vec(image.at, s.inode_size.into())?;
+        let inode = Inode::decode(s, image.number, image.at, &bytes)?;
+        let root = extent_tree::decode(image.at, &inode.block, None)?;
+        let empty = root == extent_tree::Node::Leaf(Vec::new()) && inode.size == 0 && inode.blocks == 0;
+        if inode.links != 0 || inode.deleted <= s.inodes || inode.xattr_block != 0 || !empty || !inode.intact {
+            return Err(wrong(image.at.get(), "image inode", "one that is deleted and empty"));
+        }
+        Ok(())
+    }
+
+    /// Blocks in use change only where they have to: the inodes of new files, of the directories and of the image, the
+    /// bitmaps and descriptors, and the directories themselves.
+    fn places(&self, added: &HashSet<u32>, image: &Node, changed: &[u32]) -> Result<()> {
+        let s = &self.old.superblock;
+        let size = u64::from(s.block);
+        let mut tables: Vec<(u64, u64, u32)> = Vec::new();
+        let mut whole: BTreeMap<u64, usize> = BTreeMap::new();
+        for (n, (g, _)) in (0u32..).zip(self.old.groups.iter().flatten()) {
+            let table = s.byte(g.inode_table).get();
+            let len = u64::from(s.inodes_per_group).saturating_mul(s.inode_size.into());
+            tables.push((table, table.saturating_add(len), n));
+            whole.insert(g.block_bitmap, s.clusters_per_group.div_ceil(8) as usize);
+            whole.insert(g.inode_bitmap, s.inodes_per_group.div_ceil(8) as usize);
+        }
+        tables.sort_unstable();
+        let all = s.block as usize;
+        for index in 0..s.groups().div_ceil(s.descriptors_per_block()) {
+            whole.insert(s.descriptor_block(index).0, all);
+        }
+        if image.inode.xattr_block != 0 {
+            whole.insert(image.inode.xattr_block, all);
+        }
+        for run in changed.iter().filter_map(|n| self.before.node(*n)).flat_map(|(_, map)| &map.runs) {
+            whole.extend((run.physical..run.physical.saturating_add(run.len)).map(|b| (b, all)));
+        }
+        for write in self.staging.groups.iter().flat_map(|g| &g.writes) {
+            let old = self.old.volume.read_vec(write.at, write.bytes.len())?;
+            for (i, (a, b)) in old.iter().zip(&write.bytes).enumerate().filter(|(_, (a, b))| a != b) {
+                let at = write.at.get().saturating_add(i as u64);
+                let within = usize::try_from(at.checked_rem(size).unwrap_or(0)).unwrap_or(0);
+                let right = match whole.get(&at.checked_div(size).unwrap_or(0)) {
+                    // Behind a bitmap's bits there are set ones, once it is written.
+                    Some(end) => within < *end || *b == 0xff || a == b,
+                    None => {
+                        let after = tables.partition_point(|t| t.0 <= at);
+                        let table = after.checked_sub(1).and_then(|n| tables.get(n)).filter(|t| at < t.1);
+                        table.is_some_and(|(start, _, group)| {
+                            let index = at.saturating_sub(*start).checked_div(s.inode_size.into()).unwrap_or(0);
+                            let number = s.inodes_of(*group).start.saturating_add(index).saturating_add(1);
+                            let number = u32::try_from(number).unwrap_or(0);
+                            added.contains(&number) || number == image.number || changed.contains(&number)
+                        })
+                    }
+                };
+                if !right {
+                    return Err(wrong(
+                        at,
+                        "changed byte",
+                        "one of an inode, bitmap, descriptor or directory that changes",
+                    ));
+                }
+            }
         }
         Ok(())
     }

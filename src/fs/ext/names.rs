@@ -18,8 +18,17 @@ pub struct Name {
     pub parent: u32,
     /// The inode that it leads to.
     pub inode: u32,
-    /// The name.
+    /// The type that it is said to have; 0 where that is not kept.
+    pub kind: u8,
+    /// The name; `.` and `..` where a directory begins with them.
     pub name: Box<[u8]>,
+}
+
+impl Name {
+    /// Whether it is one of the two that lead to the directory itself and to the one above.
+    pub fn is_dots(&self) -> bool {
+        matches!(&*self.name, b"." | b"..")
+    }
 }
 
 /// One block of a directory.
@@ -119,8 +128,9 @@ impl Ext {
         let (entries, wrong) = dir::entries(at, bytes, s.block as usize);
         problems.extend(wrong.map(|e| (node.number, e)));
         for (n, e) in entries.iter().enumerate() {
-            let own = b.logical == 0 && (n == 0 && e.name == b"." || n == 1 && e.name == b"..");
-            if !own {
+            if b.logical == 0 && (n == 0 && e.name == b"." || n == 1 && e.name == b"..") {
+                names.push(Name { parent: node.number, inode: e.inode, kind: e.kind, name: e.name.into() });
+            } else {
                 self.add(node, at, e, names, problems);
             }
         }
@@ -131,6 +141,10 @@ impl Ext {
     fn inline_names(&self, node: &Node, names: &mut Vec<Name>, problems: &mut Vec<Trouble>) {
         let at = node.at.saturating_add(0x28);
         let (head, rest) = self.inline_parts(node, problems);
+        let above = head.first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
+        for (name, inode) in [(&b"."[..], node.number), (b"..", above)] {
+            names.push(Name { parent: node.number, inode, kind: 2, name: name.into() });
+        }
         for (at, bytes) in [(at.saturating_add(4), head.get(4..).unwrap_or_default()), (node.at, &rest)] {
             let (entries, wrong) = dir::entries(at, bytes, self.superblock.block as usize);
             problems.extend(wrong.map(|e| (node.number, e)));
@@ -158,7 +172,7 @@ impl Ext {
             let at = at.saturating_add(e.at as u64);
             problems.push((node.number, Error::corrupt("ext directory entry", at, "a name without `/` and NUL")));
         }
-        names.push(Name { parent: node.number, inode: e.inode, name: e.name.into() });
+        names.push(Name { parent: node.number, inode: e.inode, kind: e.kind, name: e.name.into() });
     }
 
     /// Inline contents: the 60 bytes of the block map, and what is in the attribute `system.data`.

@@ -130,7 +130,7 @@ impl Ext {
             all.nodes.append(&mut fresh);
             all.maps.extend(maps);
             // Names that lead to inodes which the bitmaps say are free: an owner would see them all the same.
-            let mut missing: Vec<u32> = names.iter().map(|n| n.inode).chain([ROOT]).collect();
+            let mut missing: Vec<u32> = names.iter().filter(|n| !n.is_dots()).map(|n| n.inode).chain([ROOT]).collect();
             missing.retain(|n| known.insert(*n));
             all.names.extend(names);
             if missing.is_empty() {
@@ -195,7 +195,7 @@ impl Ext {
             Error::corrupt("ext inode 2", self.inode_at(ROOT).unwrap_or_default(), "the root directory")
         })?;
         let mut named = vec![false; ids.len()];
-        for name in &found.names {
+        for name in found.names.iter().filter(|n| !n.is_dots()) {
             match (find(name.parent), find(name.inode)) {
                 (Some(parent), Some(object)) => {
                     b.entry(parent, &name.name, object);

@@ -1,0 +1,151 @@
+//! The end of a change for a host's writer: the image's inode is deleted, what nobody took of it is free, and all tables
+//! say so.
+
+use std::collections::BTreeMap;
+
+use super::inode::Inode;
+use super::link::Build;
+use super::make::{place, refused};
+use super::scan::Node;
+use super::tables::{Blocks, Tables, ordered, writes};
+use crate::error::{Error, Result};
+use crate::extent::{Offset, Volume};
+use crate::txn::Group;
+
+impl Build<'_> {
+    /// Writes an inode that is there with other contents of its fixed fields; what lies behind them stays.
+    pub(super) fn rewrite(&self, node: &Node, inode: &Inode, tables: &mut Blocks) -> Result<()> {
+        let s = &self.fs.superblock;
+        let mut bytes = self.fs.volume.read_vec(node.at, s.inode_size.into())?;
+        let wrong = || Error::corrupt(format!("ext inode {}", node.number), node.at, "room for its fields");
+        let new = inode.encode(s).ok_or_else(wrong)?;
+        // Fields that are not decoded (versions, fragments, the project) stay as they are.
+        for (from, to) in [(0usize, 0x24usize), (0x28, 0x64), (0x6c, 0x70), (0x74, 0x76)] {
+            let part = new.get(from..to).ok_or_else(wrong)?;
+            if !crate::bytes::put(&mut bytes, from, part) {
+                return Err(wrong());
+            }
+        }
+        if !Inode::seal(s, node.number, &mut bytes, inode.extra) {
+            return Err(wrong());
+        }
+        place(self.fs, tables, node.number, &bytes)
+    }
+
+    pub(super) fn release(&mut self, block: u64, len: u64) {
+        let s = &self.fs.superblock;
+        let last = s.cluster_of(block.saturating_add(len).saturating_sub(1));
+        for n in s.cluster_of(block)..last.saturating_add(1) {
+            self.maker.space.clusters.clear(n);
+        }
+    }
+
+    /// The image's inode is deleted, and what nobody took of it is free.
+    pub(super) fn clear_image(&mut self, tables: &mut Blocks) -> Result<()> {
+        let s = &self.fs.superblock;
+        let node = self.image;
+        let (root, _) = self.maker.tree(None, &[])?;
+        // A time of deletion that can't be taken for the number of an orphan.
+        let deleted = s.written.max(s.inodes.saturating_add(1));
+        let inode = Inode { links: 0, deleted, size: 0, blocks: 0, block: root, xattr_block: 0, ..node.inode.clone() };
+        let mut bytes = self.fs.volume.read_vec(node.at, s.inode_size.into())?;
+        let new = inode.encode(s).ok_or_else(|| refused("the image's inode can't be written"))?;
+        let mut fits = true;
+        for (from, to) in [(0usize, 0x24usize), (0x28, 0x64), (0x68, 0x70), (0x74, 0x78)] {
+            fits &= crate::bytes::put(&mut bytes, from, new.get(from..to).unwrap_or_default());
+        }
+        if !fits || !Inode::seal(s, node.number, &mut bytes, inode.extra) {
+            return Err(refused("the image's inode can't be written"));
+        }
+        place(self.fs, tables, node.number, &bytes)?;
+        self.maker.space.inodes.clear(u64::from(node.number).saturating_sub(1));
+        let rest: Vec<u64> = (0..self.unclaimed.len()).filter(|n| self.unclaimed.has(*n)).collect();
+        for n in rest {
+            self.maker.space.clusters.clear(n);
+        }
+        self.release_attributes(tables)
+    }
+
+    /// The image's block of attributes: one user fewer, or free.
+    pub(super) fn release_attributes(&mut self, tables: &mut Blocks) -> Result<()> {
+        let s = &self.fs.superblock;
+        let block = self.image.inode.xattr_block;
+        if block == 0 {
+            return Ok(());
+        }
+        let users = self.census.nodes.iter().filter(|n| n.inode.xattr_block == block).count();
+        if users <= 1 {
+            self.release(block, 1);
+            return Ok(());
+        }
+        let left = u32::try_from(users).unwrap_or(u32::MAX).saturating_sub(1);
+        let bytes = tables.edit(self.fs, block)?;
+        super::xattr::seal_block(bytes, block, left, s.metadata_csum().then_some(s.seed));
+        Ok(())
+    }
+
+    /// Everything that is left to say of the new state.
+    pub(super) fn finish(&mut self, after_dirs: &Blocks, after_image: &Blocks) -> Result<()> {
+        let fs = self.fs;
+        let s = &fs.superblock;
+        let order = ordered(fs, &self.tables, after_dirs, after_image)?;
+        let new = fs.new_tables(&Tables {
+            clusters: (&self.census.clusters, &self.maker.space.clusters),
+            inodes: (&self.census.inodes, &self.maker.space.inodes),
+            dirs: &self.dirs,
+        })?;
+        let empty = Blocks::default();
+        let bitmaps = new.bitmaps.changed(fs, &empty)?;
+        // Only what the union changes needs to be written before.
+        let union: BTreeMap<u64, Vec<u8>> =
+            new.union.changed(fs, &empty)?.into_iter().filter(|(at, _)| bitmaps.contains_key(at)).collect();
+        let descriptors = new.descriptors.changed(fs, &empty)?;
+        let interim = writes(union).into_iter().chain(writes(order.interim)).map(|w| (0usize, w));
+        self.staging.interim = interim.collect();
+        let [inodes, dirs, image] = order.groups;
+        let groups = [
+            ("new inodes", inodes),
+            ("directories", dirs),
+            ("image inode", image),
+            ("bitmaps", bitmaps),
+            ("descriptors", descriptors),
+        ];
+        self.staging.groups =
+            groups.into_iter().map(|(name, sectors)| Group { name, writes: writes(sectors) }).collect();
+        self.staging.groups.retain(|g| !g.writes.is_empty());
+        self.staging.quarantine = fs.switch(new.free, self.large_file)?;
+        self.staging.slack.sort_unstable();
+        self.staging.fresh = std::mem::take(&mut self.maker.fresh);
+        self.staging.fresh.sort_by_key(|f| f.at);
+        let mut filled = std::mem::take(&mut self.maker.filled);
+        self.staging.filled = merged(&mut filled);
+        // Whoever writes to the volume changes a bitmap or a descriptor.
+        let mut witnesses: Vec<(u64, u64)> =
+            self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)).collect();
+        let size = u64::from(s.block);
+        for (g, _) in fs.groups.iter().flatten() {
+            witnesses.extend([g.block_bitmap, g.inode_bitmap].map(|b| (s.byte(b).get(), size)));
+        }
+        for index in 0..s.groups().div_ceil(s.descriptors_per_block()) {
+            witnesses.push((s.byte(s.descriptor_block(index).0).get(), size));
+        }
+        self.staging.witnesses = merged(&mut witnesses);
+        Ok(())
+    }
+}
+
+/// Places in order, neighbours and what overlaps together.
+fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<Volume>, u64)> {
+    places.sort_unstable();
+    let mut out: Vec<(Offset<Volume>, u64)> = Vec::new();
+    for (at, len) in places {
+        let end = at.saturating_add(*len);
+        match out.last_mut() {
+            Some((start, len)) if start.get().saturating_add(*len) >= *at => {
+                *len = end.max(start.get().saturating_add(*len)).saturating_sub(start.get());
+            }
+            _ => out.push((Offset::new(*at), *len)),
+        }
+    }
+    out
+}
