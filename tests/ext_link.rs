@@ -322,3 +322,115 @@ fn host_with_small_groups_and_inline_data() {
         "out",
     );
 }
+
+/// Guests without owners and modes get the image's: who may read the image may read what was in it.
+#[test]
+fn guests_without_owners() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = scratch();
+    let guest = dir.path().join("guest.img");
+    File::create(&guest).unwrap().set_len(48 << 20).unwrap();
+    run("mkntfs", &["-F".as_ref(), "-Q".as_ref(), "-q".as_ref(), guest.as_os_str()]);
+    {
+        let at = scratch();
+        run(
+            "ntfs-3g",
+            &["-o".as_ref(), "streams_interface=windows".as_ref(), guest.as_os_str(), at.path().as_os_str()],
+        );
+        let mut r = Random(8);
+        fs::create_dir_all(at.path().join("Users/größe 🦀")).unwrap();
+        for n in 0..300 {
+            fs::write(at.path().join(format!("Users/größe 🦀/file {n}")), r.bytes(n * 123)).unwrap();
+        }
+        fs::write(at.path().join("with a stream"), b"data").unwrap();
+        fs::write(at.path().join("with a stream:name"), r.bytes(20_000)).unwrap();
+        run("umount", &[at.path()]);
+    }
+    let mut host = Host::new(200, "-t ext4 -b 4096", &guest, PIECES);
+    {
+        let mount = Mount::new(&host.image, "rw");
+        let image = mount.path().join("vm/disk.img");
+        std::os::unix::fs::chown(&image, Some(1234), Some(5678)).unwrap();
+        fs::set_permissions(&image, fs::Permissions::from_mode(0o640)).unwrap();
+    }
+    host.older = kernel_rows(Mount::new(&host.image, "ro").path());
+    let (_keep, journal) = journal();
+    host.relink("/out", &journal);
+    let rows = host.after("out");
+    let mut r = Random(8);
+    for n in 0..300 {
+        let row = &rows[format!("Users/größe 🦀/file {n}").as_bytes()];
+        let data = r.bytes(n * 123);
+        assert_eq!(row.data, Some((data.len() as u64, ext_support::sha(&data))));
+        assert_eq!((row.mode, row.owner), (0o640, (1234, 5678)));
+    }
+    assert_eq!(rows[b"with a stream".as_slice()].data, Some((4, ext_support::sha(b"data"))));
+    assert_eq!(rows[b"with a stream.stream.name".as_slice()].data, Some((20_000, ext_support::sha(&r.bytes(20_000)))));
+    let mount = Mount::new(&host.image, "ro");
+    let top = fs::metadata(mount.path().join("out")).unwrap();
+    assert_eq!((top.mode() & 0o7777, top.uid(), top.gid()), (0o750, 1234, 5678));
+    drop(mount);
+    host.used("out");
+}
+
+/// A disk with a table: each partition has its folder. Owners of the guest's are kept, that of a folder is the image's.
+#[test]
+fn a_disk_with_partitions() {
+    let dir = scratch();
+    let (ext, rows) = ext_guest(dir.path(), "-t ext4 -b 4096", GUEST);
+    let disk = dir.path().join("disk.img");
+    let file = File::create(&disk).unwrap();
+    file.set_len(80 << 20).unwrap();
+    let mut sfdisk = Command::new("sfdisk")
+        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+        .arg(&disk)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    use std::io::Write;
+    sfdisk.stdin.take().unwrap().write_all(b"label: gpt\nstart=2048, size=131072, type=L\n").unwrap();
+    assert!(sfdisk.wait().unwrap().success());
+    file.write_all_at(&fs::read(&ext).unwrap(), 1 << 20).unwrap();
+    let host = Host::new(256, "-t ext4 -b 4096", &disk, PIECES);
+    let (_keep, journal) = journal();
+    host.relink("/vm", &journal);
+    kept(&rows, &host.after("vm/p1"), false);
+    host.used("vm/p1");
+}
+
+/// Twenty thousand files; on more kinds of hosts where `UNIMAGE_LONG=1`.
+#[test]
+fn twenty_thousand_files() {
+    let dir = scratch();
+    let guest = dir.path().join("guest.img");
+    make(&guest, 200, "-t ext4 -b 4096 -N 24000");
+    {
+        let mount = Mount::new(&guest, "rw");
+        let mut r = Random(20);
+        for d in 0..100 {
+            let at = mount.path().join(format!("{}/{}", d % 10, d));
+            fs::create_dir_all(&at).unwrap();
+            for n in 0..200 {
+                let len = r.below(9000) as usize;
+                fs::write(at.join(format!("file {n} of {d}")), r.bytes(len)).unwrap();
+            }
+        }
+    }
+    let rows = kernel_rows(Mount::new(&guest, "ro").path());
+    assert!(rows.len() > 20_000);
+    let all = ["-t ext4 -b 4096", "-t ext4 -b 1024", "-t ext4 -b 4096 -O bigalloc -C 16384", "-t ext4 -b 2048 -I 128"];
+    let long = std::env::var_os("UNIMAGE_LONG").is_some_and(|v| v == "1");
+    for args in all.into_iter().take(if long { 4 } else { 1 }) {
+        let host = Host::new(700, &format!("{args} -N 50000"), &guest, INDEXED);
+        let (_keep, journal) = journal();
+        let start = std::time::Instant::now();
+        host.relink("/out", &journal);
+        println!(
+            "{args}: relinked in {:?}, journal of {} bytes",
+            start.elapsed(),
+            fs::metadata(&journal).unwrap().len()
+        );
+        kept(&rows, &host.after("out"), args.contains("-I 128"));
+        host.used("out");
+    }
+}
