@@ -208,7 +208,7 @@ impl Ext {
     }
 
     /// The superblock's first sector while the volume is between two states, and afterwards. All that changes is in that
-    /// sector, and so is what keeps the checksum, which is in the second one, right: see [`settle`].
+    /// sector, and so is what keeps the checksum, which is in the second one, right: see `settle`.
     ///
     /// # Errors
     /// Where it can't be read.
