@@ -1,0 +1,35 @@
+//! `cargo bench --bench relink`: relinking against copying, and the walk against other readers, on the same images in
+//! one run. Prints tables; `docs/benchmarks.md` says how to read them. No timed test: nothing here fails for being slow.
+//!
+//! A word after `--` chooses the parts whose title contains it: `cargo bench --bench relink -- walk`.
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+mod fat;
+mod guests;
+mod measure;
+mod relink;
+mod walk;
+
+use common::guest;
+
+fn main() {
+    // Cargo itself passes `--bench`.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let part = |title: &str, run: &dyn Fn(&str)| {
+        if wanted.is_empty() || wanted.iter().any(|w| title.contains(w.as_str())) {
+            run(title);
+        }
+    };
+    part("walk: NTFS, 200,000 small files", &|title| walk::ntfs(title, &guest::many_files()));
+    part("walk: NTFS, 20,000 mixed files", &|title| walk::ntfs(title, &guest::windows()));
+    part("relink: FAT32, large files of an NTFS guest", &|title| {
+        let guest = guest::large_files();
+        relink::run(title, &guest, &fat::Fat32::new(&guest.image));
+    });
+    part("relink: FAT32, 20,000 mixed files of an NTFS guest", &|title| {
+        let guest = guests::plain_names(&guest::windows());
+        relink::run(title, &guest, &fat::Fat32::new(&guest.image));
+    });
+}

@@ -1,0 +1,153 @@
+//! A relink against copies of the same files onto the same kind of medium.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::common::guest::{self, Guest};
+use crate::common::host::json_lines;
+use crate::common::{self, Mount, UNIMAGE, ok};
+use crate::measure::{self, Cost, words};
+
+/// A host that holds the image of a guest, and the media of its kind to which the guest's files are copied for
+/// comparison. One file beside this one for each kind of host.
+pub trait Target {
+    /// The host, in words.
+    fn what(&self) -> String;
+    /// The image on it: the argument of `relink`.
+    fn image(&self) -> String;
+    /// Where the journal is made; not there after `reset`.
+    fn journal(&self) -> PathBuf;
+    /// A folder on the disk that the host's file is on.
+    fn dir(&self) -> &Path;
+    /// Puts the host back to before the relink.
+    fn reset(&self);
+    /// The kinds of copies that `copy` knows, by their rows' names.
+    fn copies(&self) -> Vec<&'static str>;
+    /// Makes a fresh medium for a copy of `from` (files and folders).
+    fn copy(&self, what: &str, from: &[String]) -> Copy;
+}
+
+/// A copy that is ready to be started.
+pub struct Copy {
+    /// The command.
+    pub command: Vec<String>,
+    /// The mount of the medium that it writes to, if any.
+    pub mount: Option<Mount>,
+    /// The file that is the medium: who else writes to it during the copy is counted too.
+    pub medium: Option<PathBuf>,
+}
+
+/// Seconds after which a copy is stopped.
+fn stop() -> String {
+    std::env::var("UNIMAGE_BENCH_STOP").unwrap_or_else(|_| "300".into())
+}
+
+/// Prints the relink's rows, and one for each copy.
+pub fn run(title: &str, guest: &Guest, target: &dyn Target) {
+    let bytes: u64 = guest.files.values().map(|s| s.size).sum();
+    let files = guest.files.len() as u64;
+    println!("\n## {title}: {files} files, {} MB, {}", bytes / 1_000_000, target.what());
+    let dry = words(&[UNIMAGE, "relink", &target.image(), "--into", "/out", "--json"]);
+    let mut commit = dry.clone();
+    commit.extend(words(&["--journal", &target.journal().display().to_string(), "--commit"]));
+    let mut best = Cost { seconds: f64::MAX, ..Cost::default() };
+    for _ in 0..5 {
+        target.reset();
+        ok("sync", [""; 0]);
+        let got = measure::run(&commit, true);
+        assert!((0..=1).contains(&got.code), "exit {}: {}", got.code, got.complaint);
+        if got.seconds < best.seconds {
+            best = got;
+        }
+    }
+    target.reset();
+    let plan = measure::in_turns(3, &[dry], || ()).remove(0);
+    let summary = json_lines(&best.stdout).2;
+    let number = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("{field}: {summary}"));
+    let (copied, zeroed) = (number("written_copied_bytes"), number("written_zeroed_bytes"));
+    let rest = best.written.saturating_sub(copied + zeroed);
+    println!(
+        "relink                     {:8.2} s   processor {:.2} s   peak memory {} MiB",
+        best.seconds,
+        best.cpu,
+        best.memory / 1024
+    );
+    println!("  of it the plan           {:8.2} s   processor {:.2} s", plan.seconds, plan.cpu);
+    println!("  written, by the kernel   {:8} B", best.written);
+    println!("  less copied and zeroed   {:8} B a file ({rest} B)", rest / files.max(1));
+    println!(
+        "  by its own account       {} B metadata, {} B journal, {copied} B copied in whole clusters, {zeroed} B zeroed",
+        number("written_metadata_bytes"),
+        number("written_journal_bytes")
+    );
+    println!("  linked {}   copied {}", summary["linked"], summary["copied"]);
+    copies(guest, bytes, target, best.seconds);
+}
+
+/// Copies from a mount by `ntfs-3g`.
+fn copies(guest: &Guest, bytes: u64, target: &dyn Target, relink: f64) {
+    let len = fs::metadata(&guest.image).unwrap().len() - guest::PART - (1 << 20);
+    let source = Mount::ntfs(&guest.image, guest::PART, len, "ro,streams_interface=none");
+    let mut from: Vec<String> =
+        fs::read_dir(&source.dir).unwrap().map(|e| e.unwrap().path().display().to_string()).collect();
+    from.sort();
+    for what in target.copies() {
+        let Copy { command, mount, medium } = target.copy(what, &from);
+        let server = medium.as_deref().and_then(writer);
+        let before = server.map_or(0, measure::written_by);
+        let mut timed = words(&["sh", "-c", "timeout \"$0\" \"$@\"; code=$?; sync; exit $code", &stop()]);
+        timed.extend(command);
+        let got = measure::run(&timed, false);
+        let behind = server.map_or(0, measure::written_by) - before;
+        drop(mount);
+        let more = if got.code == 124 { "more than " } else { "" };
+        // A copy that failed is no measurement: its complaint stands beside it.
+        let failed = if matches!(got.code, 0 | 124) { String::new() } else { format!("   FAILED: {}", got.complaint) };
+        let written = if server.is_some() { behind } else { got.written };
+        println!(
+            "{what:<26} {more}{:8.2} s   {more}{:.0} times the relink   written {written} B of {bytes} B{failed}",
+            got.seconds,
+            got.seconds / relink
+        );
+    }
+}
+
+/// The process that has this file open.
+fn writer(file: &Path) -> Option<u32> {
+    let file = file.canonicalize().ok()?;
+    let all = fs::read_dir("/proc").ok()?.flatten();
+    let pids = all.filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
+    let mut others = pids.filter(|pid| *pid != std::process::id());
+    others.find(|pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == file))
+    })
+}
+
+/// An empty folder for a copy to the host's disk.
+pub fn fresh_folder(dir: &Path) -> String {
+    let to = dir.join("copy");
+    let _ = fs::remove_dir_all(&to);
+    fs::create_dir(&to).unwrap();
+    to.display().to_string()
+}
+
+/// `cp -r` of all of `from`.
+pub fn cp(from: &[String], to: &str) -> Vec<String> {
+    let mut command = words(&["cp", "-r", "--sparse=never", "--preserve=timestamps"]);
+    command.extend(from.iter().cloned());
+    command.push(to.to_owned());
+    command
+}
+
+/// A sparse file of `len` bytes that was not there, made into a medium by a command.
+pub fn fresh_medium(dir: &Path, len: u64, mkfs: &[&str]) -> PathBuf {
+    let medium = dir.join("medium.img");
+    let _ = fs::remove_file(&medium);
+    fs::File::create(&medium).unwrap().set_len(len).unwrap();
+    let mut words = mkfs.to_vec();
+    let name = medium.display().to_string();
+    words.push(&name);
+    common::ok(words[0], &words[1..]);
+    medium
+}
