@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::container::{self, Disk};
+use crate::container::{self, Disk, OpenWith};
 use crate::error::{Error, Result};
 use crate::extent::{Device, Layer, LayerId, Map, MapLayer, Offset, ReadAt, Stream, Volume, compose};
 use crate::fs::{self, FileSystem, Kind, ObjectId, ReadOptions, StreamId, Tree};
@@ -188,7 +188,7 @@ impl Level {
     /// # Errors
     /// A container that is not supported, or a device that can't be read.
     pub fn open(device: Arc<dyn ReadAt<Device>>, within: Option<Within>, options: OpenOptions) -> Result<Self> {
-        let disk = container::probe(Arc::clone(&device))?;
+        let disk = container::probe(Arc::clone(&device), &OpenWith::alone())?;
         let table = volume::probe(Arc::clone(&disk.image) as _)?;
         let guests = table
             .slots

@@ -1,13 +1,62 @@
 //! Containers: what presents the bytes of a virtual disk. Each is one more layer; nothing above it may notice which.
+//!
+//! A format recognises its signature, reads its headers, and gives a [`Table`](table::Table) of its own file or files; a
+//! parent is opened by [`OpenWith::parent`], through the [gate]. [`Disk::chained`] joins both into one flat index.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Device, Image, Layer, ReadAt};
+use crate::extent::{Device, Image, Layer, Map, MapLayer, ReadAt};
 
+pub mod flat;
+pub mod gate;
 mod known;
 mod raw;
+pub mod table;
 mod vhd;
+
+use gate::{Allow, Closed, Gate, Identity, Opened, Wanted};
+use table::{Plain, Table};
+
+/// Images that a chain may have.
+pub const MAX_CHAIN: usize = 256;
+
+/// What a further file is to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It belongs to the image, as an extent, a split part, a segment or its data file: it is removed with it.
+    Own,
+    /// A parent or backing file, or a file that belongs to one, so many steps below the image: it stays.
+    Parent(usize),
+}
+
+/// A file of a chain, beside the one that the address names.
+#[derive(Clone)]
+pub struct Part {
+    /// What it is to the image.
+    pub role: Role,
+    /// Its container's kind; `data` for what has none of its own.
+    pub kind: &'static str,
+    /// Its path, for reports.
+    pub name: String,
+    /// Its bytes.
+    pub device: Arc<dyn ReadAt<Device>>,
+}
+
+/// A snapshot that an image keeps in its own file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its identity in the image: what `@` takes first.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made: seconds and nanoseconds since 1970, UTC.
+    pub made: Option<(i64, u32)>,
+    /// Bytes of the virtual disk then.
+    pub len: u64,
+    /// Bytes of the state of the machine's memory that is kept with it.
+    pub memory: u64,
+}
 
 /// A virtual disk.
 pub struct Disk {
@@ -15,8 +64,16 @@ pub struct Disk {
     pub kind: &'static str,
     /// Its bytes.
     pub image: Arc<dyn Layer<Image>>,
+    /// What each file of the chain says, the top first.
+    pub tables: Vec<Arc<dyn Table>>,
     /// Whatever else a reader should know, one sentence each.
     pub remarks: Vec<String>,
+    /// Every file that was opened beside the device itself.
+    pub parts: Vec<Part>,
+    /// The snapshots in the image's own file, in its order.
+    pub snapshots: Vec<Snapshot>,
+    /// Which of them this is; none for the state of today.
+    pub snapshot: Option<usize>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -25,12 +82,183 @@ impl std::fmt::Debug for Disk {
     }
 }
 
+impl Disk {
+    fn new(kind: &'static str, image: Arc<dyn Layer<Image>>, tables: Vec<Arc<dyn Table>>) -> Self {
+        let (remarks, parts, snapshots) = (Vec::new(), Vec::new(), Vec::new());
+        Self { kind, image, tables, remarks, parts, snapshots, snapshot: None }
+    }
+    /// A disk that is a map of its files, without parents.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] where the map is stored in none of the files, or beyond the end of one.
+    pub fn plain(kind: &'static str, map: Map<Image>, files: Vec<Arc<dyn ReadAt<Device>>>) -> Result<Self> {
+        let image = MapLayer::new(map.clone(), files.clone())?;
+        Ok(Self::new(kind, Arc::new(image), vec![Arc::new(Plain::new(map, files))]))
+    }
+    /// A disk of one table over its parent. The parent's files become parts of this one. `own` are the files that belong to
+    /// the image itself, beside the one it was opened from.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a chain that is too long.
+    pub fn chained(kind: &'static str, table: Arc<dyn Table>, own: Vec<Part>, parent: Option<Parent>) -> Result<Self> {
+        let mut tables = vec![table];
+        let mut parts = own;
+        let mut remarks = Vec::new();
+        if let Some(Parent { opened, disk }) = parent {
+            tables.extend(disk.tables);
+            remarks.extend(opened.remark);
+            remarks.extend(disk.remarks.into_iter().map(|r| format!("{}: {r}", opened.name)));
+            parts.push(Part { role: Role::Parent(1), kind: disk.kind, name: opened.name, device: opened.device });
+            parts.extend(disk.parts.into_iter().map(|part| {
+                let depth = match part.role {
+                    Role::Own => 1,
+                    Role::Parent(n) => n.saturating_add(1),
+                };
+                Part { role: Role::Parent(depth), ..part }
+            }));
+        }
+        let image = flat::Chain::new(tables.clone())?;
+        let mut disk = Self::new(kind, Arc::new(image), tables);
+        disk.parts = parts;
+        disk.remarks = remarks;
+        Ok(disk)
+    }
+}
+
+/// A parent that was opened.
+#[derive(Debug)]
+pub struct Parent {
+    /// The file.
+    pub opened: Opened,
+    /// Its disk.
+    pub disk: Disk,
+}
+
+/// What a child says of its parent's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// It is raw: its bytes are taken as they are, whatever they look like.
+    Raw,
+    /// It is of this kind ([`Disk::kind`]).
+    Kind(&'static str),
+    /// Nothing: it is probed, and must not be raw.
+    Unsaid,
+}
+
+/// How a container is opened.
+#[derive(Clone, Copy)]
+pub struct OpenWith<'a> {
+    /// The gate to what it names.
+    pub gate: &'a dyn Gate,
+    /// What the user allowed.
+    pub allow: &'a Allow,
+    /// The snapshot that is wanted, by its identity or name.
+    pub snapshot: Option<&'a str>,
+    /// The files that led here: its children.
+    above: Option<&'a Above<'a>>,
+}
+
+/// The children of an image, the nearest first.
+struct Above<'a> {
+    identity: Identity,
+    depth: usize,
+    next: Option<&'a Above<'a>>,
+}
+
+impl OpenWith<'static> {
+    /// Bytes that lie in no folder.
+    pub fn alone() -> Self {
+        static ALLOW: Allow = Allow { dirs: Vec::new(), raw_parent: false, other_parent: false };
+        Self::new(&Closed, &ALLOW, None)
+    }
+}
+
+impl<'a> OpenWith<'a> {
+    /// The container that an address names.
+    pub fn new(gate: &'a dyn Gate, allow: &'a Allow, snapshot: Option<&'a str>) -> Self {
+        Self { gate, allow, snapshot, above: None }
+    }
+    /// Opens a file that belongs to the image itself: an extent, a data file.
+    ///
+    /// # Errors
+    /// As [`Gate::open`]; [`Error::Refused`] for the image itself and its children.
+    pub fn part(&self, wanted: &Wanted<'_>) -> Result<Opened> {
+        let opened = self.gate.open(wanted)?;
+        let identity = opened.gate.identity();
+        let children = std::iter::successors(self.above, |a| a.next).map(|a| &a.identity);
+        if identity != Identity::None && children.chain([&self.gate.identity()]).any(|i| *i == identity) {
+            return Err(Error::Refused(format!(
+                "the {} {} is the image itself or one of its children",
+                wanted.what, opened.name
+            )));
+        }
+        Ok(opened)
+    }
+    /// Opens a parent.
+    ///
+    /// # Errors
+    /// As [`part`](Self::part), whatever opening its container meets, and [`Error::Refused`] where it is not of the format
+    /// that it should be.
+    pub fn parent(&self, wanted: &Wanted<'_>, format: Format) -> Result<Parent> {
+        let depth = self.above.map_or(1, |a| a.depth.saturating_add(1));
+        if depth >= MAX_CHAIN {
+            return Err(Error::Refused(format!("a chain of more than {MAX_CHAIN} images")));
+        }
+        let opened = self.part(wanted)?;
+        let above = Above { identity: self.gate.identity(), depth, next: self.above };
+        let with = OpenWith { gate: &*opened.gate, allow: self.allow, snapshot: None, above: Some(&above) };
+        let device = Arc::clone(&opened.device);
+        let what = wanted.what;
+        let disk = match format {
+            Format::Raw => raw::open(device),
+            _ => probe(device, &with),
+        }
+        .map_err(|e| e.within(&opened.name))?;
+        match format {
+            Format::Kind(kind) if disk.kind != kind => Err(Error::Refused(format!(
+                "the {what} {} is declared to be of the format {kind}, and looks like {}",
+                opened.name, disk.kind
+            ))),
+            Format::Unsaid if disk.kind == "raw" && !self.allow.raw_parent => Err(Error::Refused(format!(
+                "the {what} {} is of no format that is known, and its child does not declare it raw: --allow-raw-parent takes it for raw",
+                opened.name
+            ))),
+            _ => Ok(Parent { opened, disk }),
+        }
+    }
+    /// What to do about a parent or extent whose identity is not the expected one: the remark that it was taken all the same.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] unless `--allow-other-parent` was given.
+    pub fn other(&self, why: String) -> Result<String> {
+        if self.allow.other_parent {
+            return Ok(why);
+        }
+        Err(Error::Refused(format!("{why}: --allow-other-parent takes it all the same")))
+    }
+}
+
 /// Recognises the container in `device` by its content. What has no container's signature is a raw image here; whether
 /// its bytes mean anything, the volume and file system probes tell (bytes that none of them knows are *unknown*).
 ///
 /// # Errors
-/// A container that is recognised but damaged or not supported.
-pub fn probe(device: Arc<dyn ReadAt<Device>>) -> Result<Disk> {
+/// A container that is recognised but damaged or not supported; [`Error::NotFound`] for a snapshot that it does not have;
+/// what the gate refuses or does not find.
+pub fn probe(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
+    let disk = recognise(device, with)?;
+    match (with.snapshot, disk.snapshot) {
+        (Some(wanted), None) if disk.snapshots.is_empty() => {
+            Err(Error::NotFound(format!("no snapshot {wanted}: this {} image has none", disk.kind)))
+        }
+        (Some(wanted), None) => {
+            let there: Vec<String> = disk.snapshots.iter().map(|s| format!("{} ({})", s.id, s.name)).collect();
+            Err(Error::NotFound(format!("no snapshot {wanted}: the image has {}", there.join(", "))))
+        }
+        _ => Ok(disk),
+    }
+}
+
+fn recognise(device: Arc<dyn ReadAt<Device>>, _with: &OpenWith<'_>) -> Result<Disk> {
     let mut remarks = Vec::new();
     // A bad sector where a signature could be is no reason to give up a disk, but it is said.
     let mut unless_unreadable = |e: Error| match e {

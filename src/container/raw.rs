@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::Disk;
 use crate::error::Result;
-use crate::extent::{Device, MapLayer, ReadAt};
+use crate::extent::{Device, Map, ReadAt};
 
 /// All bytes of `device` as a disk.
 pub(super) fn open(device: Arc<dyn ReadAt<Device>>) -> Result<Disk> {
-    Ok(Disk { kind: "raw", image: Arc::new(MapLayer::whole(device)?), remarks: Vec::new() })
+    Disk::plain("raw", Map::run(device.len(), device.id(), 0), vec![device])
 }

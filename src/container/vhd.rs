@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Disk;
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
-use crate::extent::{Device, Map, MapLayer, Offset, ReadAt};
+use crate::extent::{Device, Map, Offset, ReadAt};
 
 /// What footers begin with.
 pub(super) const COOKIE: &[u8; 8] = b"conectix";
@@ -92,8 +92,9 @@ fn disk(device: &Arc<dyn ReadAt<Device>>, at: Offset<Device>, footer: &Footer) -
             data.saturating_sub(size)
         ));
     }
-    let image = MapLayer::new(Map::run(size, device.id(), 0), vec![Arc::clone(device)])?;
-    Ok(Disk { kind: "vhd", image: Arc::new(image), remarks })
+    let mut disk = Disk::plain("vhd", Map::run(size, device.id(), 0), vec![Arc::clone(device)])?;
+    disk.remarks = remarks;
+    Ok(disk)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use unimage::container::{Disk, probe};
+use unimage::container::{Disk, OpenWith, probe};
 use unimage::error::{Error, Result};
 use unimage::extent::Offset;
 use unimage::source::{self, SourceOptions};
@@ -12,7 +12,7 @@ use unimage::source::{self, SourceOptions};
 use crate::support::{self, pattern, run};
 
 fn opened(path: &Path) -> Result<Disk> {
-    probe(source::open(path, SourceOptions::default()).unwrap())
+    probe(source::open(path, SourceOptions::default()).unwrap(), &OpenWith::alone())
 }
 
 fn content(disk: &Disk) -> Vec<u8> {
@@ -130,7 +130,7 @@ fn whatever_else_is_raw() {
 fn a_bad_sector_where_a_signature_could_be_is_remarked() {
     let bytes = pattern(10_000);
     for bad in [0..512, 9_900..9_901] {
-        let disk = probe(support::failing(bytes.clone(), bad)).unwrap();
+        let disk = probe(support::failing(bytes.clone(), bad), &OpenWith::alone()).unwrap();
         assert_eq!(disk.kind, "raw");
         assert!(disk.remarks.iter().any(|r| r.contains("device offset")), "{:?}", disk.remarks);
         assert_eq!(disk.image.read_vec(Offset::new(600), 1000).unwrap(), &bytes[600..1600]);
@@ -151,7 +151,7 @@ fn mutated_footers_never_panic() {
             bytes[at] = random.next() as u8;
         }
         bytes.truncate(bytes.len() - random.below(3) as usize);
-        if let Ok(disk) = probe(support::bytes(bytes)) {
+        if let Ok(disk) = probe(support::bytes(bytes), &OpenWith::alone()) {
             assert!(disk.image.len() <= 2048);
             let _ = content(&disk);
         }
