@@ -1,6 +1,6 @@
 //! Containers: what presents the bytes of a virtual disk. Each is one more layer; nothing above it may notice which.
 //!
-//! A format recognises its signature, reads its headers, and gives a [`Table`](table::Table) of its own file or files; a
+//! A format recognises its signature, reads its headers, and gives a [`Table`] of its own file or files; a
 //! parent is opened by [`OpenWith::parent`], through the [gate]. [`Disk::chained`] joins both into one flat index.
 
 use std::sync::Arc;
