@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ext_support::{Memory, Mount, Random, Row, Rows, kernel_rows, make, run, same, scratch, sha};
 use unimage::error::Error;
-use unimage::extent::{Map, ReadAt, What};
+use unimage::extent::{Map, What};
 use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
 use unimage::fs::{FileSystem, Kind, ReadOptions, TimeUnit, Times, Timestamp};
 use unimage::txn::{Checked, Staging};

@@ -262,27 +262,33 @@ pub fn many_files() -> Guest {
     cached("many-files", |image| ntfs(image, 2 << 30, fill), seen_by_ntfs3g)
 }
 
-/// A handful of files, for hosts that are taken apart write by write: NTFS without a partition table.
-pub fn tiny_ntfs(path: &Path, len: u64, cluster: u32) -> Seens {
+/// An image file with a bare NTFS, filled by `fill` through `ntfs-3g`.
+pub fn bare_ntfs(path: &Path, len: u64, cluster: u32, fill: impl FnOnce(&Path)) {
     File::create(path).unwrap().set_len(len).unwrap();
     {
         let on = Loop::attach(path, 0, 0, false);
+        let cluster = cluster.to_string();
         ok(
             "mkntfs",
-            args!["-F", "-Q", "-q", "-c", cluster.to_string(), "-s", "512", "-p", "0", *on.device.as_os_str()],
+            args!["-F", "-Q", "-q", "-c", cluster, "-s", "512", "-p", "0", "-L", "GUEST", *on.device.as_os_str()],
         );
     }
-    {
-        let mount = Mount::ntfs(path, 0, 0, "rw,streams_interface=windows,noatime");
+    let mount = Mount::ntfs(path, 0, 0, "rw,streams_interface=windows,noatime");
+    fill(&mount.dir);
+}
+
+/// A handful of files, for hosts that are taken apart write by write: NTFS without a partition table.
+pub fn tiny_ntfs(path: &Path, len: u64, cluster: u32) -> Seens {
+    bare_ntfs(path, len, cluster, |root| {
         let mut noise = Noise::new(4);
-        fs::create_dir(mount.dir.join("sub folder")).unwrap();
+        fs::create_dir(root.join("sub folder")).unwrap();
         for i in 0..8_usize {
-            write(&mount.dir.join(format!("sub folder/file number {i}.txt")), &noise.bytes(i * 1700));
+            write(&root.join(format!("sub folder/file number {i}.txt")), &noise.bytes(i * 1700));
         }
-        write(&mount.dir.join("top.bin"), &noise.bytes(30_000));
-        write(Path::new(&format!("{}:alt", mount.dir.join("top.bin").display())), &noise.bytes(2000));
-        write(&mount.dir.join("small"), b"resident");
-    }
+        write(&root.join("top.bin"), &noise.bytes(30_000));
+        write(Path::new(&format!("{}:alt", root.join("top.bin").display())), &noise.bytes(2000));
+        write(&root.join("small"), b"resident");
+    });
     let mount = Mount::ntfs(path, 0, 0, "ro,streams_interface=windows");
     with_streams(&mount.dir)
 }
@@ -310,7 +316,9 @@ pub fn fat(path: &Path, len: u64, width: u32, cluster_sectors: u32) -> Seens {
 
 /// Makes a guest once: image and listing lie in a folder that another test may be waiting for.
 fn cached(name: &str, make: impl FnOnce(&Path), list: impl FnOnce(&Path) -> Seens) -> Guest {
-    let key = &sha256(concat!(include_str!("guest.rs"), include_str!("mod.rs")).as_bytes())[..12];
+    let key =
+        &sha256(concat!(include_str!("guest.rs"), include_str!("noise.rs"), include_str!("mounts.rs")).as_bytes())
+            [..12];
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests");
     fs::create_dir_all(&dir).unwrap();
     let lock = File::create(dir.join(format!("{name}.lock"))).unwrap();

@@ -1,6 +1,15 @@
 //! ext volumes made by mke2fs, filled through the kernel's own driver, and what it says of them.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+
+#[path = "../common/hash.rs"]
+mod hash;
+#[path = "../common/memory.rs"]
+mod memory;
+#[path = "../common/noise.rs"]
+mod noise;
+#[path = "../common/run.rs"]
+mod run;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -17,6 +26,10 @@ use sha2::{Digest, Sha256};
 use unimage::error::{Error, Result};
 use unimage::extent::{LayerId, Offset, ReadAt, Volume};
 use unimage::fs::{FileSystem, Kind, ReadOptions, Timestamp, Tree};
+
+pub use hash::sha256 as sha;
+pub use memory::Memory;
+pub use noise::Noise as Random;
 
 /// A volume in a file, read by position.
 pub struct FileVolume {
@@ -45,59 +58,14 @@ impl ReadAt<Volume> for FileVolume {
     }
 }
 
-/// A volume in memory.
-#[derive(Clone)]
-pub struct Memory {
-    pub bytes: Arc<Vec<u8>>,
-    id: LayerId,
-}
-
-impl Memory {
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Arc::new(bytes), id: LayerId::fresh() }
-    }
-}
-
-impl ReadAt<Volume> for Memory {
-    fn id(&self) -> LayerId {
-        self.id
-    }
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-    fn read_at(&self, at: Offset<Volume>, buf: &mut [u8]) -> Result<()> {
-        let start = at.get() as usize;
-        let from = start.checked_add(buf.len()).and_then(|end| self.bytes.get(start..end));
-        buf.copy_from_slice(from.ok_or_else(|| Error::past_end(at, buf.len() as u64, self.len()))?);
-        Ok(())
-    }
-}
-
 pub fn open(path: &Path) -> Arc<dyn FileSystem> {
     unimage::fs::ext::open(Arc::new(FileVolume::open(path)), ReadOptions::default()).unwrap().expect("an ext volume")
 }
 
-/// Runs a program; its standard output. Panics with its standard error where it fails.
+/// Runs a program that has to succeed; its standard output.
+#[track_caller]
 pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
-    let out = Command::new(program)
-        .args(args)
-        .env("LC_ALL", "C.UTF-8")
-        .env("TZ", "UTC")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(
-        out.status.success(),
-        "{program}: {}\n{}{}",
-        out.status,
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-pub fn sha(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    run::ok(program, args)
 }
 
 /// A folder of this test alone, in memory where there is such a place (the images are made durable at each step),
@@ -157,24 +125,6 @@ impl Drop for Mount {
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         assert!(std::thread::panicking(), "umount {}", self.dir.path().display());
-    }
-}
-
-/// Numbers that are the same in each run.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(n).collect()
     }
 }
 

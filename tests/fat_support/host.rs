@@ -98,7 +98,7 @@ impl HostCase {
         let mut map = Map::new();
         let mut left = size;
         for place in places {
-            map.push_stored(left.min(self.unit), unimage::extent::ReadAt::id(&self.volume), *place);
+            map.push_stored(left.min(self.unit), unimage::extent::ReadAt::<Volume>::id(&self.volume), *place);
             left -= left.min(self.unit);
         }
         map.extents().to_vec()

@@ -1,50 +1,28 @@
 //! FAT volumes made by mkfs.fat and mtools, and what foreign readers say of them.
 
-#![expect(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
+#[path = "../common/hash.rs"]
+mod hash;
 pub mod host;
+#[path = "../common/memory.rs"]
+mod memory;
+#[path = "../common/noise.rs"]
+mod noise;
+#[path = "../common/run.rs"]
+mod run;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-use unimage::error::{Error, Result};
-use unimage::extent::{LayerId, Offset, ReadAt, Volume};
 use unimage::fs::{FileSystem, ReadOptions};
 
-/// A volume in memory.
-#[derive(Clone)]
-pub struct Memory {
-    pub bytes: Arc<Vec<u8>>,
-    id: LayerId,
-}
-
-impl Memory {
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Arc::new(bytes), id: LayerId::fresh() }
-    }
-    /// Other bytes of the same layer.
-    pub fn with(&self, bytes: Vec<u8>) -> Self {
-        Self { bytes: Arc::new(bytes), id: self.id }
-    }
-}
-
-impl ReadAt<Volume> for Memory {
-    fn id(&self) -> LayerId {
-        self.id
-    }
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-    fn read_at(&self, at: Offset<Volume>, buf: &mut [u8]) -> Result<()> {
-        let start = at.get() as usize;
-        let from = start.checked_add(buf.len()).and_then(|end| self.bytes.get(start..end));
-        buf.copy_from_slice(from.ok_or_else(|| Error::past_end(at, buf.len() as u64, self.len()))?);
-        Ok(())
-    }
-}
+pub use hash::sha256 as sha;
+pub use memory::Memory;
+pub use noise::noise;
+pub use run::ok_bytes as run;
 
 pub fn open(bytes: Vec<u8>) -> Arc<dyn FileSystem> {
     open_volume(&Memory::new(bytes))
@@ -54,46 +32,8 @@ pub fn open_volume(volume: &Memory) -> Arc<dyn FileSystem> {
     unimage::fs::fat::open(Arc::new(volume.clone()), ReadOptions::default()).unwrap().expect("a FAT volume")
 }
 
-/// Runs a program; its standard output. Panics with its standard error where it fails.
-pub fn run(program: &str, args: &[&str]) -> Vec<u8> {
-    let out = Command::new(program)
-        .args(args)
-        .env("MTOOLS_SKIP_CHECK", "1")
-        .env("TZ", "UTC")
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(
-        out.status.success(),
-        "{program} {args:?}: {}\n{}{}",
-        out.status,
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
-    out.stdout
-}
-
 pub fn text(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&run(program, args)).into_owned()
-}
-
-pub fn sha(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Bytes that are different at each place and for each seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut out: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
-    out.truncate(len);
-    out
 }
 
 /// A form of volume: arguments of mkfs.fat, and its size.

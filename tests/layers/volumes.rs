@@ -281,7 +281,8 @@ fn random_layouts_as_others_read_them() {
         let theirs = mbrman::MBR::read_from(&mut File::open(&path).unwrap(), 512).unwrap();
         let theirs: Vec<_> = theirs
             .iter()
-            .filter(|(_, p)| p.is_used() && !p.is_extended())
+            // It takes more types for extended partitions than others do, hidden ones among logical partitions too.
+            .filter(|(n, p)| p.is_used() && (*n > 4 || !p.is_extended()))
             .map(|(n, p)| (format!("p{n}"), u64::from(p.starting_lba) * 512, u64::from(p.sectors) * 512))
             .collect();
         assert_eq!(ours, theirs);
