@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Layer, ReadAt, Stream, Volume};
 
+pub mod exfat;
 pub mod ext;
 pub mod fat;
 pub mod host;
@@ -34,7 +35,7 @@ pub struct ReadOptions {
 /// What a file system says of itself.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// `fat12`, `fat16`, `fat32`, `ntfs`, `ext4`, ...
+    /// `fat12`, `fat16`, `fat32`, `exfat`, `ntfs`, `ext4`, ...
     pub kind: &'static str,
     /// The volume's label, empty where it has none.
     pub label: String,
@@ -83,12 +84,18 @@ pub fn probe(volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Result<Op
     if let Some(fs) = ntfs::open(Arc::clone(&volume), options)? {
         return Ok(Some(fs));
     }
+    if let Some(fs) = exfat::open(Arc::clone(&volume), options)? {
+        return Ok(Some(fs));
+    }
     if let Some(fs) = fat::open(Arc::clone(&volume), options)? {
         return Ok(Some(fs));
     }
     if let Some(fs) = ext::open(Arc::clone(&volume), options)? {
         return Ok(Some(fs));
     }
-    // Last: what was formatted anew may still end with the backup of the old boot sector.
+    // Last: what was formatted anew may still have the backup of the old boot sector.
+    if let Some(fs) = exfat::open_by_backup(Arc::clone(&volume), options)? {
+        return Ok(Some(fs));
+    }
     ntfs::open_by_backup(volume)
 }

@@ -1,4 +1,4 @@
-//! What `fsck.fat` says too much.
+//! What `fsck.fat` and `fsck.exfat` say too much.
 
 use std::path::Path;
 
@@ -17,6 +17,26 @@ pub fn fsck_fat(file: &Path, offset: u64, len: u64) -> Vec<String> {
     };
     let mut extra = unexpected_of_fsck(&out.stdout);
     extra.extend(out.stderr.lines().map(|l| format!("stderr: {l}")));
+    if out.code != 0 {
+        extra.push(format!("exit {}", out.code));
+    }
+    extra
+}
+
+/// Everything that `fsck.exfat -n -v` says about a volume that is not its banner, what it reads from the boot sector or its
+/// summary; also its exit code when that is not 0. Empty for a volume without fault.
+#[track_caller]
+pub fn fsck_exfat(file: &Path, offset: u64, len: u64) -> Vec<String> {
+    let on = Loop::attach(file, offset, len, true);
+    let out = run("fsck.exfat", args!["-n", "-v", *on.device.as_os_str()]);
+    let known = ["exfatprogs version : ", "label: ", "sector size: ", "cluster size: ", "volume size: "];
+    let summary = |l: &str| l.contains(": clean. directories ") && l.contains(", files ");
+    let mut extra: Vec<String> =
+        out.stdout.lines().chain(out.stderr.lines()).map(str::trim).map(str::to_owned).collect();
+    if extra.iter().filter(|l| summary(l)).count() != 1 {
+        extra.push("no summary".to_owned());
+    }
+    extra.retain(|l| !l.is_empty() && !summary(l) && !known.iter().any(|k| l.starts_with(k)));
     if out.code != 0 {
         extra.push(format!("exit {}", out.code));
     }

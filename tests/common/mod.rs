@@ -2,6 +2,7 @@
 //! checksums, and the judgement of foreign checkers.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+pub mod exfat;
 pub mod fat;
 pub mod fsck;
 pub mod guest;
@@ -12,7 +13,7 @@ pub mod noise;
 pub mod run;
 pub mod seen;
 
-pub use fsck::fsck_fat;
+pub use fsck::{fsck_exfat, fsck_fat};
 pub use hash::sha256;
 pub use mounts::{Loop, Mount, mounted};
 pub use noise::{Noise, noise};

@@ -68,7 +68,7 @@ impl Mount {
         let dir = at.path().join("m");
         fs::create_dir(&dir).unwrap();
         let mut command = Command::new(program);
-        command.args(["-o", options]).arg(what).arg(&dir);
+        command.args(["-o", options]).arg(what).arg(&dir).env("TZ", "UTC0");
         // The server goes to the background and may keep its standard error: no pipe that would wait for it.
         let log = at.path().join("log");
         let status = command
@@ -92,6 +92,13 @@ impl Mount {
         let on = Loop::attach(image, offset, len, options.split(',').any(|o| o == "ro"));
         let device = on.device.clone();
         Self::new(Some(on), "ntfs-3g", options, &device)
+    }
+    /// exFAT on a part of an image file, by `exfat-fuse`.
+    #[track_caller]
+    pub fn exfat(image: &Path, offset: u64, len: u64, options: &str) -> Self {
+        let on = Loop::attach(image, offset, len, options.split(',').any(|o| o == "ro"));
+        let device = on.device.clone();
+        Self::new(Some(on), "mount.exfat-fuse", options, &device)
     }
     /// FAT on an image file or a device, by `fusefat`.
     #[track_caller]

@@ -18,11 +18,11 @@ mod grow;
 pub mod layout;
 mod link;
 mod names;
-mod probe;
+pub(in crate::fs) mod probe;
 pub mod read;
 mod refuse;
 mod space;
-mod stamp;
+pub(in crate::fs) mod stamp;
 pub mod table;
 
 /// Opens the volume where it is one; none where it is not.

@@ -85,7 +85,7 @@ fn table_begins(volume: &dyn ReadAt<Volume>, boot: &Boot) -> bool {
 
 /// Whether the first sector is of a kind beneath which an old copy of a FAT boot sector may have survived: another file
 /// system's, or one with a table of partitions.
-fn belongs_to_another(volume: &dyn ReadAt<Volume>, head: &[u8]) -> bool {
+pub(in crate::fs) fn belongs_to_another(volume: &dyn ReadAt<Volume>, head: &[u8]) -> bool {
     if foreign(head) || head.starts_with(b"XFSB") {
         return true;
     }

@@ -15,6 +15,26 @@ pub enum Next {
     Bad,
     /// Neither a mark nor a cluster of the volume.
     Wrong(u32),
+    /// The entry can't be read.
+    Unreadable,
+}
+
+/// A table in which chains are followed: FAT's, or exFAT's.
+pub trait Links {
+    /// Data clusters of the volume; they are numbered from 2.
+    fn clusters(&self) -> u32;
+    /// What the entry of a cluster says.
+    fn next(&self, cluster: u32) -> Next;
+}
+
+impl Links for Table {
+    fn clusters(&self) -> u32 {
+        self.clusters
+    }
+    #[inline]
+    fn next(&self, cluster: u32) -> Next {
+        Table::next(self, cluster)
+    }
 }
 
 /// The entries of one table, as its bytes.
@@ -195,6 +215,7 @@ impl std::fmt::Display for Fault {
                     Next::Free => write!(f, "a cluster that is in use, but its chain leads to a free one")?,
                     Next::Bad => write!(f, "a cluster that is in use, but its chain leads to a bad one")?,
                     Next::Wrong(v) => write!(f, "a cluster of the volume, not number {v}")?,
+                    Next::Unreadable => write!(f, "an entry of the table that can be read")?,
                     Next::Cluster(_) | Next::End => write!(f, "a cluster that is in use")?,
                 }
                 match from {
@@ -232,13 +253,13 @@ pub struct Claims {
 
 impl Claims {
     /// Nothing claimed yet.
-    pub fn new(table: &Table) -> Self {
+    pub fn new(table: &impl Links) -> Self {
         let clusters = table.clusters().saturating_add(2);
         Self { owned: Bits::new(clusters), budget: u64::from(clusters).saturating_mul(4) }
     }
     /// Follows the chain from `first` on, `limit` clusters at most, and claims what is free of an owner. With `share` it goes on
     /// in clusters of other chains, which the fault then says; else it ends before them.
-    pub fn follow(&mut self, table: &Table, first: u32, limit: u32, share: bool) -> Chain {
+    pub fn follow(&mut self, table: &impl Links, first: u32, limit: u32, share: bool) -> Chain {
         let mut chain = Chain::default();
         let mut own: Option<std::collections::HashSet<u32>> = None;
         let mut next = match first {
@@ -286,6 +307,33 @@ impl Claims {
             from = Some(cluster);
             next = then;
         }
+    }
+    /// Claims `count` neighbouring clusters from `first` on, as exFAT has them for what has no chain. What is beyond the volume is
+    /// left out. With `share` clusters of others belong to it too, which the fault then says; else it ends before them.
+    pub fn neighbours(&mut self, table: &impl Links, first: u32, count: u32, share: bool) -> Chain {
+        let mut chain = Chain::default();
+        let end = table.clusters().saturating_add(2);
+        if first < 2 || first >= end {
+            chain.fault = Some(Fault::Leads(None, Next::Wrong(first)));
+            return chain;
+        }
+        let there = count.min(end.saturating_sub(first));
+        let mut have = there;
+        for n in first..first.saturating_add(there) {
+            if !self.owned.set(n) {
+                chain.fault = Some(Fault::Shared(n));
+                have = if share { there } else { n.saturating_sub(first) };
+                break;
+            }
+        }
+        if there < count {
+            chain.fault.get_or_insert(Fault::Leads(Some(end.saturating_sub(1)), Next::Wrong(end)));
+        }
+        if have > 0 {
+            chain.runs.push((first, have));
+        }
+        chain.clusters = have;
+        chain
     }
 }
 
