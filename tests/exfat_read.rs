@@ -1,44 +1,20 @@
 //! The exFAT reader against exfat-fuse, The Sleuth Kit and what the specification says of volumes that are damaged or unusual.
 
 mod common;
-mod fat_support;
+mod exfat_support;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use common::exfat::{ExFat, find_set, seal, u32_in};
-use common::{Loop, Mount, fsck_exfat, ok, run, scratch, sha256, tree};
-use fat_support::{Memory, assert_same, noise};
-use unimage::extent::{Offset, ReadAt as _, What};
+use common::{Mount, noise, ok, run, sha256, tree};
+use exfat_support::{Memory, assert_same, open, open_bytes, volume, written};
+use unimage::extent::{Offset, What};
 use unimage::fs::{FileSystem, Kind, ReadOptions, Tree};
-
-/// A new volume, filled through exfat-fuse.
-fn volume(len: u64, mkfs: &[&str], sector: u32, fill: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
-    let dir = scratch();
-    let path = dir.path().join("volume.img");
-    fs::File::create(&path).unwrap().set_len(len).unwrap();
-    let device = |sector: u32| {
-        let on = Loop::attach(&path, 0, 0, false);
-        if sector != 512 {
-            ok("losetup", ["--sector-size", &sector.to_string(), on.device.to_str().unwrap()]);
-        }
-        on
-    };
-    {
-        let on = device(sector);
-        ok("mkfs.exfat", [mkfs, &["-L", "Läbel 🦀", on.device.to_str().unwrap()]].concat());
-    }
-    {
-        let mount = Mount::exfat(&path, 0, 0, "rw");
-        fill(&mount.dir);
-    }
-    assert_eq!(fsck_exfat(&path, 0, 0), Vec::<String>::new());
-    (dir, path)
-}
 
 /// Files of all sorts: fragmented, empty, long and foreign names, deep and large directories, deleted entries.
 fn mixed(root: &Path) {
@@ -56,7 +32,8 @@ fn mixed(root: &Path) {
         a.write_all(&noise(i, 150_000)).unwrap();
         b.write_all(&noise(i + 50, 140_001)).unwrap();
         // The driver gives clusters when it flushes.
-        (a.sync_all().unwrap(), b.sync_all().unwrap());
+        a.sync_all().unwrap();
+        b.sync_all().unwrap();
     }
     for i in (0..60).step_by(2) {
         fs::remove_file(root.join(format!("Some directory/piece {i}"))).unwrap();
@@ -82,14 +59,6 @@ const UNITS: [(&str, u32, u64); 5] = [
     ("128K", 512, 512 << 20),
     ("4K", 4096, 64 << 20),
 ];
-
-fn open(path: &Path) -> Arc<dyn FileSystem> {
-    open_bytes(fs::read(path).unwrap())
-}
-
-fn open_bytes(bytes: Vec<u8>) -> Arc<dyn FileSystem> {
-    unimage::fs::probe(Arc::new(Memory::new(bytes)), ReadOptions::default()).unwrap().expect("an exFAT volume")
-}
 
 fn entries(tree: &Tree) -> impl Iterator<Item = (String, &unimage::fs::Object, Option<unimage::fs::StreamId>)> {
     tree.order().map(|(e, _)| {
@@ -265,7 +234,7 @@ fn times_with_an_offset_from_utc() {
         bytes[at + 20..at + 22].fill(odd);
         bytes[at + 22..at + 25].fill(zone);
         seal(&mut bytes, at);
-        let (_dir, path) = fat_support::written(&bytes);
+        let (_dir, path) = written(&bytes);
         let fs = open_bytes(bytes);
         let tree = fs.walk().unwrap();
         let times = entries(&tree).find(|(p, ..)| p == PIECE).unwrap().1.times;
@@ -395,7 +364,7 @@ fn a_damaged_boot_region_is_read_from_its_backup() {
     bytes[0x200] ^= 1;
     assert!(open_bytes(bytes).facts().remarks.iter().any(|r| r.contains("checksum")));
     // Beneath another file system an old backup says nothing.
-    let (_dir, path) = fat_support::written(&good);
+    let (_dir, path) = written(&good);
     ok("mkfs.ext4", ["-q", "-F", path.to_str().unwrap()]);
     assert!(open(&path).facts().kind.starts_with("ext"));
     let mut bytes = good;
