@@ -1,15 +1,25 @@
-//! What the targets share: the fuzzer's bytes as a layer, and a walk that reads whatever it finds.
+//! What the targets do with the fuzzer's bytes, and what must hold of it. `tests/mutations.rs` does the same with mutated fixtures.
 
-use std::sync::Arc;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use unimage::error::{Error, Result};
-use unimage::extent::{Layer, LayerId, Offset, ReadAt, Space, Stream};
-use unimage::fs::FileSystem;
+use unimage::extent::{Layer, LayerId, Offset, ReadAt, Space, Stream, Volume};
+use unimage::fs::host::{HostImage, Job};
+use unimage::fs::{FileSystem, Kind, ReadOptions};
+use unimage::plan::{self, GuestVolume, Part};
+use unimage::source::Medium;
+use unimage::source::medium::JournalFile;
+use unimage::stack::{Guest, OpenOptions};
+use unimage::txn::{self, Checked, HostVolume, Journal};
 
 /// Streams of a tree that are read.
 const STREAMS: usize = 64;
 /// Bytes of a stream that are read: a sparse one may say that it has 2^60.
 const BYTES: u64 = 1 << 16;
+/// Files of a host that are tried as images.
+const IMAGES: usize = 3;
 
 struct Memory(LayerId, Vec<u8>);
 
@@ -30,12 +40,48 @@ impl<S: Space> ReadAt<S> for Memory {
 }
 
 /// Bytes as a layer of any space.
-pub fn layer<S: Space>(bytes: &[u8]) -> Arc<dyn ReadAt<S>> {
+fn layer<S: Space>(bytes: &[u8]) -> Arc<dyn ReadAt<S>> {
     Arc::new(Memory(LayerId::fresh(), bytes.to_vec()))
 }
 
+/// Any bytes as a container: its disk can be read as far as it goes.
+pub fn container(data: &[u8]) {
+    let alone = unimage::container::OpenWith::alone();
+    let Ok(disk) = unimage::container::probe(layer(data), &alone) else { return };
+    let _ = disk.image.read_vec(Offset::new(0), disk.image.len().min(BYTES) as usize);
+    if let Ok(map) = disk.image.map() {
+        assert_eq!(map.len(), disk.image.len());
+    }
+}
+
+/// Any bytes as a disk: each volume lies on it.
+pub fn volume(data: &[u8]) {
+    let table = unimage::volume::probe(layer(data)).expect("memory can be read");
+    for slot in &table.slots {
+        let len = slot.layer.len();
+        assert!(len <= data.len() as u64);
+        slot.layer.read_vec(Offset::new(len.saturating_sub(1)), len.min(1) as usize).expect("bytes that are there");
+    }
+}
+
+/// Any bytes as a volume of FAT.
+pub fn fat(data: &[u8]) {
+    walk(unimage::fs::fat::open(layer(data), ReadOptions::default()));
+}
+
+/// Any bytes as a volume of NTFS.
+pub fn ntfs(data: &[u8]) {
+    walk(unimage::fs::ntfs::open(layer(data), ReadOptions::default()));
+}
+
+/// Any bytes as a volume of ext2, ext3 or ext4.
+pub fn ext(data: &[u8]) {
+    walk(unimage::fs::ext::open(layer(data), ReadOptions::default()));
+}
+
 /// Walks a file system, and checks of each stream what every reader promises.
-pub fn walk(fs: &dyn FileSystem) {
+fn walk(fs: Result<Option<Arc<dyn FileSystem>>>) {
+    let Ok(Some(fs)) = fs else { return };
     let _ = fs.facts();
     let Ok(tree) = fs.walk() else { return };
     for (entry, _) in tree.order() {
@@ -55,4 +101,139 @@ fn read(layer: &dyn Layer<Stream>) {
     let len = layer.len().min(BYTES);
     let _ = layer.read_vec(Offset::new(0), len as usize);
     let _ = layer.read_vec(Offset::new(layer.len() - len), len as usize);
+}
+
+/// Any bytes as a host: its first files as images. What the host does not refuse, and can link, its audit finds right.
+pub fn relink(data: &[u8]) {
+    let volume: Arc<dyn ReadAt<Volume>> = layer(data);
+    let host = Guest::probe(0, Arc::clone(&volume), ReadOptions::default());
+    let (Ok(fs), Ok(tree)) = (host.fs(), host.tree()) else { return };
+    let Some(writer) = fs.as_host() else { return };
+    let files = tree.order().filter(|(e, _)| {
+        let object = tree.entry(*e).object;
+        tree.object(object).kind == Kind::File && tree.data(object).is_some_and(|s| tree.stream(s).size >= 4096)
+    });
+    for (entry, _) in files.take(IMAGES) {
+        let path = unimage::report::path::escape(&tree.path(entry)).into_owned();
+        let Ok(level) = host.open_image(&path, OpenOptions::default()) else { continue };
+        let Some(within) = &level.within else { continue };
+        let image = HostImage { entry, object: within.object, map: within.map.clone() };
+        let mut guests = Vec::new();
+        for guest in &level.guests {
+            let (Ok(tree), Ok(Some(map))) = (guest.tree(), level.volume_in_host(guest.slot)) else { continue };
+            let folder = Some(format!("p{}", guest.slot).into_bytes());
+            guests.push(GuestVolume { folder, part: Part::All, tree, layer: guest.volume().id(), map });
+        }
+        let into = [b"out".to_vec()];
+        let Ok(plan) = plan::build(&guests, writer, &image, &into, &plan::Options::default()) else { continue };
+        if !writer.refusals(&image).is_ok_and(|refusals| refusals.is_empty()) {
+            continue;
+        }
+        let job = Job { tree: &plan.tree, image: &image, zero_slack: plan.zero_slack };
+        let Ok(staging) = writer.link(&job) else { continue };
+        let checked = Checked::new(staging, Arc::clone(&volume), |after, staging| writer.audit(after, &job, staging));
+        if let Err(e) = checked {
+            panic!("a host that was not refused, and its new state is wrong: {e}");
+        }
+    }
+}
+
+/// A host or a journal in memory that counts its writes.
+struct Disk(Mutex<(Vec<u8>, u64)>);
+
+impl Disk {
+    fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new((bytes, 0))))
+    }
+    fn writes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+impl Medium for Disk {
+    fn len(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.len() as u64
+    }
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = usize::try_from(at).ok().and_then(|at| inner.0.get(at..at.checked_add(buf.len())?));
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.1 += 1;
+        let to = usize::try_from(at).ok().and_then(|at| inner.0.get_mut(at..at.checked_add(bytes.len())?));
+        to.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(bytes);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const BLOCK: usize = 4096;
+
+fn sum(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    parts.iter().for_each(|part| _ = hasher.update(part));
+    *hasher.finalize().as_bytes()
+}
+
+/// A journal whose checksums are right, whatever is in it, and what is left of the data: else no mutation would get past them. The
+/// data: number of the state, number of frames, the frames (head without its sum, stored bytes).
+fn summed(data: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let (&[state, frames], mut rest) = data.split_first_chunk::<2>()?;
+    let id = [7; 16];
+    let mut out = [b"UNIMGJNL".as_slice(), &1u32.to_le_bytes(), &[0; 4], &id].concat();
+    let mut chain = sum(&[&out]);
+    out.extend_from_slice(&chain);
+    out.resize(7 * BLOCK, 0);
+    for _ in 0..frames {
+        let (head, more) = rest.split_first_chunk::<16>()?;
+        let stored = u32::from_le_bytes(head[8..12].try_into().ok()?) as usize;
+        let (stored, more) = more.split_at_checked(stored)?;
+        chain = sum(&[&chain, head, stored]);
+        for part in [head.as_slice(), &chain, stored] {
+            out.extend_from_slice(part);
+        }
+        if &head[..4] == b"HEND" {
+            out.resize(out.len().next_multiple_of(BLOCK), 0);
+        }
+        rest = more;
+    }
+    if state % 8 != 0 {
+        let mut record =
+            [b"UNIMGSTA".as_slice(), &id, &0u32.to_le_bytes(), &u32::from(state % 8).to_le_bytes()].concat();
+        record.extend_from_slice(&(out.len() as u64).to_le_bytes());
+        record.extend_from_slice(&chain);
+        record.extend_from_slice(&sum(&[&record]));
+        out[BLOCK..BLOCK + record.len()].copy_from_slice(&record);
+    }
+    Some((out, rest))
+}
+
+/// Any bytes as a journal with a host: what recovery and undo refuse, they don't write to.
+pub fn journal(data: &[u8]) {
+    let raw = Disk::new(data.to_vec());
+    let _ = Journal::open(JournalFile { path: PathBuf::from("raw"), medium: raw });
+    let Some((bytes, host)) = summed(data) else { return };
+    let open = || Journal::open(JournalFile { path: PathBuf::from("summed"), medium: Disk::new(bytes.clone()) });
+    for undo in [false, true] {
+        let Ok(mut journal) = open() else { return };
+        let _ = journal.manifest();
+        let disk = Disk::new(host.to_vec());
+        let (medium, len) = (Arc::clone(&disk) as Arc<dyn Medium>, host.len() as u64);
+        let about = journal.about().clone();
+        let place = if about.volume_len == len { (0, len) } else { (about.volume_at, about.volume_len) };
+        let Ok(volume) = HostVolume::new(medium, place.0, place.1) else { continue };
+        let done = if undo {
+            txn::undo(&mut journal, &volume, &|_| Ok(about.digest), &|_| ())
+        } else {
+            txn::recover(&mut journal, &volume, &|_| ())
+        };
+        if let Err(Error::Refused(_) | Error::Corrupt { .. }) = done {
+            assert_eq!(disk.writes(), 0, "refused after it had written: {done:?}");
+        }
+    }
 }

@@ -1,0 +1,185 @@
+//! The committed fixtures: what is in them by foreign readers, and that no mutation of them leads to a panic, a hang or a broken
+//! promise. The same checks are what the fuzzer runs (`fuzz/`); `tests/run.sh --long` gives them more rounds.
+
+mod common;
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::host::json_lines;
+use common::{Noise, long, ok, scratch, unimage};
+
+type Target = fn(&[u8]);
+
+/// A fixture, and what is tried with its mutations.
+const FIXTURES: [(&str, &[Target]); 9] = [
+    ("fat12", &[targets::fat, targets::relink]),
+    ("fat16", &[targets::fat]),
+    ("fat32", &[targets::fat]),
+    ("ntfs", &[targets::ntfs]),
+    ("ext4", &[targets::ext]),
+    ("gpt", &[targets::volume, targets::container]),
+    ("mbr", &[targets::volume, targets::container]),
+    ("host-fat12", &[targets::relink]),
+    ("host-ntfs", &[targets::relink]),
+];
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.img.zst"));
+    zstd::decode_all(fs::File::open(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Places that hold something: most of a small volume is empty, and a mutation there says nothing.
+fn busy(bytes: &[u8]) -> Vec<usize> {
+    bytes.chunks(512).enumerate().filter(|(_, c)| c.iter().any(|b| *b != 0)).map(|(i, _)| i * 512).collect()
+}
+
+/// One to eight changes of bits, bytes, fields, or a cut.
+fn mutate(bytes: &mut Vec<u8>, busy: &[usize], noise: &mut Noise) {
+    const WORTH: [u64; 10] = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF, i64::MAX as u64, u64::MAX];
+    for _ in 0..=noise.below(7) {
+        let at = busy[noise.below(busy.len() as u64) as usize] + noise.below(512) as usize;
+        let Some(room) = bytes.len().checked_sub(at + 8) else { continue };
+        match noise.below(8) {
+            0..3 => bytes[at] ^= 1 << noise.below(8),
+            3 | 4 => bytes[at] = noise.next() as u8,
+            5 | 6 => {
+                let len = [2, 4, 8][noise.below(3) as usize];
+                let word = WORTH[noise.below(10) as usize].to_le_bytes();
+                bytes[at..at + len].copy_from_slice(&word[..len]);
+            }
+            // Rarely: else only the first sectors would be tried.
+            _ if noise.below(10) == 0 => bytes.truncate(at + noise.below(room as u64 + 1) as usize),
+            _ => {
+                let from = busy[noise.below(busy.len() as u64) as usize];
+                let block: Vec<u8> = bytes.iter().skip(from).take(64).copied().collect();
+                let end = (at + block.len()).min(bytes.len());
+                bytes[at..end].copy_from_slice(&block[..end - at]);
+            }
+        }
+        if bytes.len() < 4096 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn no_mutation_of_a_fixture_breaks_a_promise() {
+    let limit = Duration::from_secs(if long() { 60 } else { 3 });
+    for (name, targets) in FIXTURES {
+        let sound = fixture(name);
+        let busy = busy(&sound);
+        for target in targets {
+            target(&sound);
+            let (start, mut noise, mut slowest, mut rounds) = (Instant::now(), Noise::new(2026), Duration::ZERO, 0_u32);
+            while start.elapsed() < limit {
+                let mut bytes = sound.clone();
+                mutate(&mut bytes, &busy, &mut noise);
+                let round = Instant::now();
+                target(&bytes);
+                slowest = slowest.max(round.elapsed());
+                rounds += 1;
+            }
+            println!("{name}: {rounds} mutations, the slowest {slowest:?}");
+            assert!(slowest < Duration::from_secs(20), "{name}: {slowest:?}");
+        }
+    }
+}
+
+/// A finished relink's journal, taken apart so that its frames can be changed without their checksums being in the way.
+#[test]
+fn no_mutation_of_a_journal_breaks_a_promise() {
+    let dir = scratch();
+    let (host, journal) = (dir.path().join("host"), dir.path().join("journal"));
+    fs::write(&host, fixture("host-fat12")).unwrap();
+    let image = format!("{}//vm/disk.raw", host.display());
+    unimage(["relink", &image, "--into", "/out", "--journal", journal.to_str().unwrap(), "--commit"]).exits(0);
+    let (before, after) = (fixture("host-fat12"), fs::read(&host).unwrap());
+    let frames = frames(&fs::read(&journal).unwrap());
+    assert!(frames.len() >= 8, "{}", frames.len());
+    let limit = Duration::from_secs(if long() { 120 } else { 6 });
+    let (start, mut noise, mut rounds) = (Instant::now(), Noise::new(2026), 0_u32);
+    while start.elapsed() < limit {
+        let mut frames = frames.clone();
+        if rounds % 5 != 0 {
+            let which = noise.below(frames.len() as u64) as usize;
+            let places: Vec<usize> = (0..frames[which].len()).step_by(512).collect();
+            mutate_frame(&mut frames[which], &places, &mut noise);
+        }
+        let host = if noise.below(2) == 0 { &before } else { &after };
+        let data = [&[noise.below(6) as u8, frames.len() as u8], frames.concat().as_slice(), host].concat();
+        targets::journal(&data);
+        rounds += 1;
+    }
+    println!("{rounds} journals");
+}
+
+fn mutate_frame(frame: &mut [u8], places: &[usize], noise: &mut Noise) {
+    for _ in 0..=noise.below(4) {
+        let at = (places[noise.below(places.len() as u64) as usize] + noise.below(512) as usize) % frame.len();
+        // The length of the stored bytes stays: the frames would not be told apart any more.
+        if !(8..12).contains(&at) {
+            frame[at] = if noise.below(2) == 0 { frame[at] ^ (1 << noise.below(8)) } else { noise.next() as u8 };
+        }
+    }
+}
+
+/// The frames of a journal, by `docs/safety.md`, without their sums.
+fn frames(journal: &[u8]) -> Vec<Vec<u8>> {
+    let (mut frames, mut at) = (Vec::new(), 7 * 4096);
+    while at + 48 <= journal.len() {
+        let head = &journal[at..at + 16];
+        let stored = u32::from_le_bytes(head[8..12].try_into().unwrap()) as usize;
+        frames.push([head, &journal[at + 48..at + 48 + stored]].concat());
+        at += 48 + stored;
+        match &head[..4] {
+            b"HEND" => at = at.next_multiple_of(4096),
+            b"END." => break,
+            _ => {}
+        }
+    }
+    frames
+}
+
+/// What The Sleuth Kit lists of a fixture is what `ls` lists.
+#[test]
+fn the_fixtures_hold_what_their_scripts_say() {
+    let dir = scratch();
+    let image = dir.path().join("image");
+    let address = image.to_str().unwrap();
+    let cases: [(&str, &[&str], &str); 5] = [
+        ("fat12", &["-f", "fat12"], ""),
+        ("fat16", &["-f", "fat16"], ""),
+        ("fat32", &["-f", "fat32"], ""),
+        ("ntfs", &["-f", "ntfs"], ""),
+        ("mbr", &["-f", "fat12", "-o", "300"], "//p6"),
+    ];
+    for (name, options, part) in cases {
+        fs::write(&image, fixture(name)).unwrap();
+        let listed = ok("fls", [&["-r", "-p", "-u"], options, &[address]].concat());
+        let mut theirs: Vec<String> = listed
+            .lines()
+            .filter_map(|l| l.split_once('\t'))
+            .filter(|(kind, path)| {
+                !kind.starts_with("v/v") && !path.starts_with('$') && !path.ends_with("(Volume Label Entry)")
+            })
+            .map(|(_, path)| path.to_owned())
+            .collect();
+        let out = unimage(["ls", "-R", "--json", &format!("{address}{part}")]).exits(0);
+        let mut ours: Vec<String> =
+            json_lines(&out.stdout).1.iter().map(|row| row["path"].as_str().unwrap().to_owned()).collect();
+        theirs.sort();
+        ours.sort();
+        assert!(!ours.is_empty(), "{name}");
+        assert_eq!(ours, theirs, "{name}");
+    }
+    // A name that only the journal has: the kernel shows it, too, once it was mounted.
+    fs::write(&image, fixture("ext4")).unwrap();
+    let out = unimage(["ls", "-R", address]).exits(0);
+    assert!(out.stdout.lines().any(|l| l == "folder/third"), "{out}");
+    let before = ok("debugfs", ["-R", "ls -p folder", address]);
+    assert!(before.contains("/file/") && !before.contains("/third/"), "{before}");
+}
