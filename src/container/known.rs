@@ -1,29 +1,14 @@
 //! Containers that are recognised and can't be read: taking one for a raw disk would be wrong without a word.
 
-use std::sync::Arc;
-
-use super::vhd;
-use crate::error::Result;
-use crate::extent::{Device, Offset, ReadAt};
-
 /// Bytes from the start that tell.
-const HEAD: usize = 512;
+pub(super) const HEAD: usize = 512;
 
-/// The name of the container that `device` begins with, none where it is none of these.
-pub(super) fn probe(device: &Arc<dyn ReadAt<Device>>) -> Result<Option<&'static str>> {
-    let have = usize::try_from(device.len()).map_or(HEAD, |n| n.min(HEAD));
-    Ok(by_head(&device.read_vec(Offset::new(0), have)?))
-}
-
-/// The same, by the first bytes.
-fn by_head(head: &[u8]) -> Option<&'static str> {
+/// The name of the container that begins with these bytes, none where it is none of these.
+pub(super) fn by_head(head: &[u8]) -> Option<&'static str> {
     let at = |at: usize, sign: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
     const SIGNS: &[(&str, usize, &[u8])] = &[
         ("a qcow2 image", 0, b"QFI\xfb"),
-        ("a VMDK extent", 0, b"KDMV"),
-        ("a VMDK extent (ESX)", 0, b"COWD"),
         ("a VHDX image", 0, b"vhdxfile"),
-        ("a VDI image", 0x40, &0xBEDA_107F_u32.to_le_bytes()),
         ("an EWF image (E01)", 0, b"EVF\x09\x0d\x0a\xff\x00"),
         ("a logical EWF image (L01)", 0, b"LVF\x09\x0d\x0a\xff\x00"),
         ("an EWF2 image (Ex01)", 0, b"EVF2\x0d\x0a\x81"),
@@ -31,7 +16,6 @@ fn by_head(head: &[u8]) -> Option<&'static str> {
         ("a LUKS volume", 0, b"LUKS\xba\xbe"),
         ("a Parallels image", 0, b"WithoutFreeSpace"),
         ("a Parallels image", 0, b"WithouFreSpacExt"),
-        ("a dynamic VHD", 0, vhd::COOKIE),
         ("a QED image", 0, b"QED\0"),
         ("a WIM archive", 0, b"MSWIM\0\0\0"),
         ("a gzip file", 0, b"\x1f\x8b\x08"),
@@ -41,16 +25,7 @@ fn by_head(head: &[u8]) -> Option<&'static str> {
         ("a zip archive", 0, b"PK\x03\x04"),
         ("a 7z archive", 0, b"7z\xbc\xaf\x27\x1c"),
     ];
-    if let Some((name, ..)) = SIGNS.iter().find(|(_, offset, sign)| at(*offset, sign)) {
-        return Some(name);
-    }
-    descriptor(head).then_some("a VMDK descriptor")
-}
-
-/// Whether this is the text that describes a VMDK: after white space, its first line is `# Disk DescriptorFile`.
-fn descriptor(head: &[u8]) -> bool {
-    let line = head.trim_ascii_start().split(|b| *b == b'\n' || *b == b'\r').next().unwrap_or_default();
-    line.trim_ascii_end().eq_ignore_ascii_case(b"# Disk DescriptorFile")
+    SIGNS.iter().find(|(_, offset, sign)| at(*offset, sign)).map(|(name, ..)| *name)
 }
 
 #[cfg(test)]
@@ -66,13 +41,6 @@ mod tests {
         assert_eq!(by_head(&sector), None);
         assert_eq!(by_head(&[]), None);
         assert_eq!(by_head(&[0; 0x41]), None);
-    }
-
-    #[test]
-    fn descriptors() {
-        assert_eq!(by_head(b"# Disk DescriptorFile\nversion=1\n"), Some("a VMDK descriptor"));
-        assert_eq!(by_head(b"\r\n # disk descriptorfile \r\nversion=1"), Some("a VMDK descriptor"));
-        assert_eq!(by_head(b"# Disk Descriptor"), None);
     }
 
     proptest! {

@@ -6,14 +6,19 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Device, Image, Layer, Map, MapLayer, ReadAt};
+use crate::extent::{Device, Image, Layer, Map, MapLayer, Offset, ReadAt};
 
+mod blocks;
 pub mod flat;
 pub mod gate;
+mod guid;
 mod known;
+mod paths;
 mod raw;
 pub mod table;
+mod vdi;
 mod vhd;
+mod vmdk;
 
 use gate::{Allow, Closed, Gate, Identity, Opened, Wanted};
 use table::{Plain, Table};
@@ -134,6 +139,13 @@ pub struct Parent {
     pub disk: Disk,
 }
 
+impl Parent {
+    /// What children have on record of it.
+    pub fn identity(&self) -> &str {
+        self.disk.tables.first().map_or("", |t| t.identity())
+    }
+}
+
 /// What a child says of its parent's format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -226,6 +238,24 @@ impl<'a> OpenWith<'a> {
             _ => Ok(Parent { opened, disk }),
         }
     }
+    /// Opens the parent that one of `names` leads to: the first that is there and may be opened.
+    ///
+    /// # Errors
+    /// As [`parent`](Self::parent), for the first name.
+    pub fn first_parent(&self, names: &[Vec<u8>], format: Format) -> Result<Parent> {
+        let mut first = None;
+        for name in names {
+            match self.parent(&Wanted { name, what: "parent", moved: true }, format) {
+                Err(e @ (Error::NotFound(_) | Error::Refused(_))) => first = first.or(Some(e)),
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::NotFound("the image has a parent and does not name it".into())))
+    }
+    /// The name of the file for messages; empty for the one that the address names.
+    pub fn name(&self) -> String {
+        if self.above.is_none() { String::new() } else { String::from_utf8_lossy(self.gate.own()).into_owned() }
+    }
     /// What to do about a parent or extent whose identity is not the expected one: the remark that it was taken all the same.
     ///
     /// # Errors
@@ -258,7 +288,13 @@ pub fn probe(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Dis
     }
 }
 
-fn recognise(device: Arc<dyn ReadAt<Device>>, _with: &OpenWith<'_>) -> Result<Disk> {
+type Recognised = fn(&[u8]) -> bool;
+type Open = fn(&Arc<dyn ReadAt<Device>>, &OpenWith<'_>) -> Result<Disk>;
+
+/// The formats that are told by their first bytes.
+const FORMATS: &[(Recognised, Open)] = &[(vmdk::recognised, vmdk::open), (vdi::recognised, vdi::open)];
+
+fn recognise(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
     let mut remarks = Vec::new();
     // A bad sector where a signature could be is no reason to give up a disk, but it is said.
     let mut unless_unreadable = |e: Error| match e {
@@ -268,16 +304,21 @@ fn recognise(device: Arc<dyn ReadAt<Device>>, _with: &OpenWith<'_>) -> Result<Di
         }
         other => Err(other),
     };
-    match vhd::open(&device) {
-        Ok(Some(disk)) => return Ok(disk),
+    // What has a signature is opened, and then every error is one: a container that can't be read is no raw disk.
+    let have = usize::try_from(device.len()).map_or(known::HEAD, |n| n.min(known::HEAD));
+    let head = device.read_vec(Offset::new(0), have).or_else(|e| unless_unreadable(e).map(|()| Vec::new()))?;
+    for (recognised, open) in FORMATS {
+        if recognised(&head) {
+            return open(&device, with);
+        }
+    }
+    match vhd::footer(&*device) {
+        Ok(Some(footer)) => return vhd::open(&device, footer, with),
         Ok(None) => {}
         Err(e) => unless_unreadable(e)?,
     }
-    // A dynamic VHD begins with a copy of its footer, and is refused by its name here if the footer itself is lost.
-    match known::probe(&device) {
-        Ok(Some(name)) => return Err(Error::Unsupported(format!("{name}: such containers can't be read so far"))),
-        Ok(None) => {}
-        Err(e) => unless_unreadable(e)?,
+    if let Some(name) = known::by_head(&head) {
+        return Err(Error::Unsupported(format!("{name}: such containers can't be read so far")));
     }
     let mut disk = raw::open(device)?;
     disk.remarks = remarks;

@@ -208,18 +208,28 @@ pub trait Table: Send + Sync {
     fn name(&self) -> &str {
         ""
     }
+    /// What a child has on record of its parent to know it again: a CID, a UUID. Empty where the format has none.
+    fn identity(&self) -> &str {
+        ""
+    }
 }
 
 /// A table that is a map: a raw image, a fixed VHD, flat extents.
 pub struct Plain {
     map: Map<crate::extent::Image>,
     files: Vec<Arc<dyn ReadAt<Device>>>,
+    identity: String,
 }
 
 impl Plain {
     /// The disk that `map` describes, stored in `files`. What the map has as encoded can't be read.
     pub fn new(map: Map<crate::extent::Image>, files: Vec<Arc<dyn ReadAt<Device>>>) -> Self {
-        Self { map, files }
+        Self { map, files, identity: String::new() }
+    }
+    /// The same, with what children have on record of it.
+    #[must_use]
+    pub fn identified(self, identity: String) -> Self {
+        Self { identity, ..self }
     }
     /// The map.
     pub fn map(&self) -> &Map<crate::extent::Image> {
@@ -243,6 +253,9 @@ impl Table for Plain {
             }
         }
         Ok(())
+    }
+    fn identity(&self) -> &str {
+        &self.identity
     }
     fn files(&self) -> &[Arc<dyn ReadAt<Device>>] {
         &self.files

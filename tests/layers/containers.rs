@@ -94,12 +94,7 @@ fn other_containers_are_refused_by_name() {
     for (format, options, word) in [
         ("qcow2", "compat=1.1", "qcow2"),
         ("qcow2", "compat=0.10", "qcow2"),
-        ("vmdk", "subformat=monolithicSparse", "VMDK"),
-        ("vmdk", "subformat=streamOptimized", "VMDK"),
-        ("vmdk", "subformat=monolithicFlat", "VMDK"),
         ("vhdx", "subformat=dynamic", "VHDX"),
-        ("vdi", "static=off", "VDI"),
-        ("vpc", "subformat=dynamic", "dynamic VHD"),
         ("qed", "cluster_size=65536", "QED"),
         ("parallels", "cluster_size=1048576", "Parallels"),
     ] {
@@ -108,11 +103,6 @@ fn other_containers_are_refused_by_name() {
         let error = opened(&made).unwrap_err();
         assert!(matches!(&error, Error::Unsupported(why) if why.contains(word)), "{format} {options}: {error}");
     }
-    // A dynamic VHD that lost its footer is one still.
-    let vhd = dir.path().join("d.vpc");
-    let len = fs::metadata(&vhd).unwrap().len();
-    OpenOptions::new().write(true).open(&vhd).unwrap().set_len(len - 512).unwrap();
-    assert!(opened(&vhd).unwrap_err().to_string().contains("dynamic VHD"));
 }
 
 #[test]
