@@ -175,6 +175,17 @@ impl File {
     }
 }
 
+/// Says in an entry set that its clusters, all of them valid, are there.
+pub fn set_alloc(set: &mut [Entry], alloc: Alloc) {
+    if let [_, stream, ..] = set {
+        let _fits = put(stream, 1, &[alloc.flags])
+            && put(stream, 0x08, &alloc.len.to_le_bytes())
+            && put(stream, 0x14, &alloc.first.to_le_bytes())
+            && put(stream, 0x18, &alloc.len.to_le_bytes());
+    }
+    seal(set);
+}
+
 /// Sets the checksum of an entry set.
 pub fn seal(set: &mut [Entry]) {
     let sum = checksum(set).to_le_bytes();

@@ -3,6 +3,8 @@
 //! - [`layout`]: boot sector and checksums; [`table`]: the file allocation table, page by page; [`dirent`]: entry sets;
 //!   [`upcase`]: which names are the same. Chains and bits of clusters are FAT's ([`crate::fs::fat::table`]).
 //! - `probe`: finds the boot region, or its backup; [`read`]: the walk.
+//! - `refuse`: why a host must not be written; `grow`: its new and longer directories; `link`: bitmap, chains and everything as
+//!   one staging; `audit`: the new state read back by the reader.
 
 use std::sync::Arc;
 
@@ -10,10 +12,14 @@ use crate::error::Result;
 use crate::extent::{ReadAt, Volume};
 use crate::fs::{FileSystem, ReadOptions};
 
+mod audit;
 pub mod dirent;
+mod grow;
 pub mod layout;
+mod link;
 mod probe;
 pub mod read;
+mod refuse;
 pub mod table;
 pub mod upcase;
 

@@ -13,6 +13,7 @@ use crate::fs::exfat::probe::Probed;
 use crate::fs::exfat::table::Table;
 use crate::fs::exfat::upcase::UpCase;
 use crate::fs::fat::table::{Chain, Claims, Fault, Links, Next, Run};
+use crate::fs::host::Host;
 use crate::fs::utf16;
 use crate::fs::{Facts, FileSystem, Form, Kind, NewStream, Object, ObjectId, ReadOptions, StreamId, Times};
 use crate::fs::{TimeUnit, Tree, TreeBuilder};
@@ -38,7 +39,6 @@ pub struct ExFat {
     pub(super) table: Table,
     pub(super) options: ReadOptions,
     root: OnceLock<Root>,
-    #[expect(dead_code, reason = "the host writer's")]
     scan: OnceLock<Result<Scan, String>>,
 }
 
@@ -73,7 +73,6 @@ pub(super) struct Root {
 
 /// A walk, with what only a host needs to know.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the host writer's")]
 pub(super) struct Scan {
     pub tree: Tree,
     /// Directories; the root is the first one.
@@ -112,6 +111,13 @@ impl ExFat {
         let table = Table::new(Arc::clone(&volume), boot.fat_at(boot.active()), there);
         let (root, scan) = (OnceLock::new(), OnceLock::new());
         Self { volume, boot, primary: found.at == 0, sound: found.sound, table, options, root, scan }
+    }
+    /// The walk, kept.
+    pub(super) fn scanned(&self) -> Result<&Scan> {
+        self.scan
+            .get_or_init(|| self.scan().map_err(|e| e.to_string()))
+            .as_ref()
+            .map_err(|e| Error::Unsupported(e.clone()))
     }
     /// What the root says of the volume, kept.
     pub(super) fn root(&self) -> &Root {
@@ -246,6 +252,14 @@ impl ExFat {
         }
         out
     }
+    /// All bytes of a directory of this volume.
+    pub(super) fn entries_of(&self, dir: &Dir) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for (at, len) in &dir.places {
+            out.extend(self.volume.read_vec(Offset::new(*at), usize::try_from(*len).unwrap_or(0))?);
+        }
+        Ok(out)
+    }
     /// The volume's byte of an entry of a directory.
     pub(super) fn entry_at(places: &[(u64, u64)], entry: usize) -> u64 {
         let mut rest = (entry as u64).saturating_mul(ENTRY_BYTES);
@@ -370,8 +384,10 @@ impl Walk<'_> {
                 }
             }
             for alloc in &listing.others {
-                let fault = self.clusters(*alloc, u32::MAX, false).fault;
-                self.oddities.push(format!("{} bytes of an unknown kind of entry ({fault:?})", alloc.len));
+                // Nobody but who wrote it knows what it is for; its clusters are its own.
+                if let Some(fault) = self.clusters(*alloc, u32::MAX, false).fault {
+                    self.tree.problem(None, &Error::corrupt("entry of an unknown kind", place(0), fault.to_string()));
+                }
             }
             for set in &listing.sets {
                 self.set(at, &dir, set);
@@ -516,5 +532,8 @@ impl FileSystem for ExFat {
     }
     fn open(&self, tree: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>> {
         Ok(Arc::new(MapLayer::new(tree.map(stream), vec![Arc::clone(&self.volume)])?))
+    }
+    fn as_host(&self) -> Option<&dyn Host> {
+        Some(self)
     }
 }

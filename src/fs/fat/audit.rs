@@ -18,7 +18,7 @@ use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times, Tree};
 use crate::txn::Staging;
 
 /// What is not so.
-fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
+pub(in crate::fs) fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
     Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
 }
 
@@ -37,7 +37,7 @@ fn places(tree: &Tree, object: ObjectId) -> Option<(u64, Vec<(u64, u64)>)> {
 }
 
 /// The first `size` bytes of these places, neighbours together.
-fn cut(all: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Vec<(u64, u64)> {
+pub(in crate::fs) fn cut(all: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Vec<(u64, u64)> {
     let mut out: Vec<(u64, u64)> = Vec::new();
     let mut left = size;
     for (at, len) in all {
@@ -81,7 +81,7 @@ pub(super) fn audit(old: &Fat, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, st
     let added = audit.entries()?;
     audit.older(&added)?;
     audit.directories(&added)?;
-    audit.slack()
+    slack(job, staging, audit.new.boot.cluster_bytes())
 }
 
 impl Audit<'_> {
@@ -400,26 +400,26 @@ impl Audit<'_> {
             Ok(())
         }
     }
-    /// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
-    fn slack(&self) -> Result<()> {
-        let unit = self.new.boot.cluster_bytes().max(1);
-        let mut tails = HashSet::new();
-        for entry in &self.job.tree.entries {
-            let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
-            let used = size.checked_rem(unit).unwrap_or(0);
-            let Some(What::Stored(place)) = extents.last().map(|e| e.what).filter(|_| used != 0) else { continue };
-            let start = extents.last().map_or(0, |e| e.start.get());
-            let end = place.offset.get().saturating_add(size.saturating_sub(start));
-            tails.insert((end, unit.saturating_sub(used)));
-        }
-        if !self.job.zero_slack {
-            tails.clear();
-        }
-        let staged: HashSet<(u64, u64)> =
-            self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
-        if staged != tails || staged.len() != self.staging.slack.len() {
-            return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
-        }
-        Ok(())
+}
+
+/// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
+pub(in crate::fs) fn slack(job: &Job<'_>, staging: &Staging, unit: u64) -> Result<()> {
+    let unit = unit.max(1);
+    let mut tails = HashSet::new();
+    for entry in &job.tree.entries {
+        let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
+        let used = size.checked_rem(unit).unwrap_or(0);
+        let Some(What::Stored(place)) = extents.last().map(|e| e.what).filter(|_| used != 0) else { continue };
+        let start = extents.last().map_or(0, |e| e.start.get());
+        let end = place.offset.get().saturating_add(size.saturating_sub(start));
+        tails.insert((end, unit.saturating_sub(used)));
     }
+    if !job.zero_slack {
+        tails.clear();
+    }
+    let staged: HashSet<(u64, u64)> = staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
+    if staged != tails || staged.len() != staging.slack.len() {
+        return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
+    }
+    Ok(())
 }

@@ -200,7 +200,12 @@ impl Fat {
         let cluster = self.boot.cluster_bytes().max(1);
         let (_, old) = growth.edits.get(&growth.host_dir).ok_or_else(|| refused("the host has no such directory"))?;
         let fixed = growth.host_dir == 0 && !self.wide();
-        let free = free_runs(old);
+        let (slots, _) = old.as_chunks::<SLOT>();
+        let free = free_runs(slots.iter().map(|[mark, ..]| match *mark {
+            0 => Mark::End,
+            DELETED => Mark::Free,
+            _ => Mark::Used,
+        }));
         let listing = dirent::list(old, self.wide());
         for (i, dir) in growth.dirs.iter_mut().enumerate() {
             // Long names first: no 8.3 name may be one of them.
@@ -228,12 +233,13 @@ impl Fat {
                     .make_short(&name)
                     .ok_or_else(|| refused(format!("no 8.3 name is left for {}", printable(&name))))?;
             }
-            let slots = if i == 0 {
-                put_into(&mut dir.items, &free, old.len() / SLOT)
-            } else {
-                // `.` and `..` come first.
-                put_into(&mut dir.items, &[(2, usize::MAX)], 2)
-            };
+            let needs: Vec<usize> = dir.items.iter().map(Item::slots).collect();
+            // In a new directory `.` and `..` come first.
+            let (free, have) = if i == 0 { (&free[..], old.len() / SLOT) } else { (&[(2, usize::MAX)][..], 2) };
+            let (places, slots) = put_into(&needs, free, have);
+            for (item, slot) in dir.items.iter_mut().zip(places) {
+                item.slot = slot;
+            }
             if slots > MAX_SLOTS {
                 return Err(refused(format!("a directory would have {slots} slots, of which FAT has {MAX_SLOTS}")));
             }
@@ -251,22 +257,32 @@ impl Fat {
     }
 }
 
+/// What is in a slot of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fs) enum Mark {
+    /// An entry, or a part of one.
+    Used,
+    /// Nothing any more.
+    Free,
+    /// The end: nothing from here on.
+    End,
+}
+
 /// Free slots of a directory: first and how many; the last run goes on beyond its end.
-fn free_runs(bytes: &[u8]) -> Vec<(usize, usize)> {
+pub(in crate::fs) fn free_runs(slots: impl ExactSizeIterator<Item = Mark>) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    let (slots, _) = bytes.as_chunks::<SLOT>();
     let mut end = slots.len();
-    for (i, slot) in slots.iter().enumerate() {
-        match slot {
-            [0, ..] => {
+    for (i, mark) in slots.enumerate() {
+        match mark {
+            Mark::End => {
                 end = i;
                 break;
             }
-            [DELETED, ..] => match runs.last_mut() {
+            Mark::Free => match runs.last_mut() {
                 Some((first, count)) if first.saturating_add(*count) == i => *count = count.saturating_add(1),
                 _ => runs.push((i, 1)),
             },
-            _ => {}
+            Mark::Used => {}
         }
     }
     match runs.last_mut() {
@@ -276,22 +292,23 @@ fn free_runs(bytes: &[u8]) -> Vec<(usize, usize)> {
     runs
 }
 
-/// Gives each item the next free slots that are together; the slots that the directory then has.
-fn put_into(items: &mut [Item], free: &[(usize, usize)], have: usize) -> usize {
+/// Of entries that need so many slots, the first slots: of each the next free ones that are together; and the slots that the
+/// directory then has, of which `have` are there.
+pub(in crate::fs) fn put_into(needs: &[usize], free: &[(usize, usize)], have: usize) -> (Vec<usize>, usize) {
     let mut runs = free.iter().copied();
     let mut run = runs.next().unwrap_or((have, usize::MAX));
     let mut end = have;
-    for item in items {
-        let need = item.slots();
-        while run.1 < need {
+    let mut places = Vec::with_capacity(needs.len());
+    for need in needs {
+        while run.1 < *need {
             // The last run has no end.
             run = runs.next().unwrap_or((end, usize::MAX));
         }
-        item.slot = run.0;
-        run = (run.0.saturating_add(need), run.1.saturating_sub(need));
+        places.push(run.0);
+        run = (run.0.saturating_add(*need), run.1.saturating_sub(*need));
         end = end.max(run.0);
     }
-    end
+    (places, end)
 }
 
 impl Growth {
@@ -364,7 +381,7 @@ pub(super) fn entry_of(times: Times, attributes: u32, made: Times, zone: i32) ->
 }
 
 /// Bytes of a file, and whether they are to be copied.
-pub(super) fn copied(entry: &NewEntry) -> Option<u64> {
+pub(in crate::fs) fn copied(entry: &NewEntry) -> Option<u64> {
     match entry.kind {
         NewKind::File { size, content: Content::Copied } if size > 0 => Some(size),
         _ => None,

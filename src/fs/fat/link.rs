@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, Offset, ReadAt, Stream, Volume, What};
+use crate::extent::{Extent, LayerId, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::fat::dirent::{self, SLOT};
 use crate::fs::fat::grow::{Growth, Leads, copied, dots, names_of};
 use crate::fs::fat::layout::{FsInfo, HEAD, closed, fields};
@@ -32,7 +32,7 @@ impl Fat {
     fn build(&self, scan: &Scan, job: &Job<'_>) -> Result<Staging> {
         let mut growth = self.growth(scan, job)?;
         let need = growth.clusters().saturating_add(self.copy_clusters(job));
-        let space = Space::choose(&self.table, need).ok_or_else(|| {
+        let space = Space::choose(self.table.free_clusters(), need).ok_or_else(|| {
             let unit = self.boot.cluster_bytes();
             refused(format!(
                 "too little space: {need} clusters of {unit} bytes are needed for directories and copies, {} are free",
@@ -61,42 +61,50 @@ impl Fat {
         let unit = self.boot.cluster_bytes().max(1);
         job.tree.entries.iter().filter_map(copied).map(|size| size.div_ceil(unit)).fold(0, u64::saturating_add)
     }
-    /// The clusters that these extents are in, in order; none where one is not whole clusters from a cluster's start on.
-    fn clusters_of(&self, extents: &[Extent<Stream, Volume>]) -> Option<Vec<Run>> {
-        let unit = self.boot.cluster_bytes();
-        let mut runs: Vec<Run> = Vec::new();
-        let mut done = 0u64;
-        for (i, e) in extents.iter().enumerate() {
-            let What::Stored(place) = e.what else { return None };
-            let last = i.checked_add(1)? == extents.len();
-            if place.layer != self.volume.id() || e.start.get() != done || (!last && e.len.checked_rem(unit)? != 0) {
-                return None;
-            }
-            done = done.checked_add(e.len)?;
-            let first = self.boot.cluster_of(place.offset.get())?;
-            let count = u32::try_from(e.len.div_ceil(unit)).ok()?;
-            if !self.boot.has(first.checked_add(count.checked_sub(1)?)?) {
-                return None;
-            }
-            match runs.last_mut() {
-                Some((f, c)) if f.checked_add(*c) == Some(first) => *c = c.checked_add(count)?,
-                _ => runs.push((first, count)),
-            }
-        }
-        Some(runs)
-    }
     /// The sector of 512 bytes at this place, as it is.
     fn sector(&self, at: u64) -> Result<Vec<u8>> {
         self.volume.read_vec(Offset::new(at), HEAD)
     }
 }
 
-fn clusters(runs: &[Run]) -> impl Iterator<Item = u32> + '_ {
+/// The clusters that these extents of a volume are in, in order; none where one is not whole clusters from a cluster's start on.
+/// `cluster_of`: the cluster that begins at a byte of the volume; `has`: whether there is such a cluster.
+pub(in crate::fs) fn clusters_of(
+    extents: &[Extent<Stream, Volume>],
+    volume: LayerId,
+    unit: u64,
+    cluster_of: impl Fn(u64) -> Option<u32>,
+    has: impl Fn(u32) -> bool,
+) -> Option<Vec<Run>> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut done = 0u64;
+    for (i, e) in extents.iter().enumerate() {
+        let What::Stored(place) = e.what else { return None };
+        let last = i.checked_add(1)? == extents.len();
+        if place.layer != volume || e.start.get() != done || (!last && e.len.checked_rem(unit)? != 0) {
+            return None;
+        }
+        done = done.checked_add(e.len)?;
+        let first = cluster_of(place.offset.get())?;
+        let count = u32::try_from(e.len.div_ceil(unit)).ok()?;
+        if !has(first.checked_add(count.checked_sub(1)?)?) {
+            return None;
+        }
+        match runs.last_mut() {
+            Some((f, c)) if f.checked_add(*c) == Some(first) => *c = c.checked_add(count)?,
+            _ => runs.push((first, count)),
+        }
+    }
+    Some(runs)
+}
+
+/// Every cluster of these runs.
+pub(in crate::fs) fn clusters(runs: &[Run]) -> impl Iterator<Item = u32> + '_ {
     runs.iter().flat_map(|(first, count)| *first..first.saturating_add(*count))
 }
 
 /// The sectors in which `new` differs from `old`, as bytes from `0` on; neighbours together. Both have the same length.
-fn differing(old: &[u8], new: &[u8]) -> Vec<(usize, Vec<u8>)> {
+pub(in crate::fs) fn differing(old: &[u8], new: &[u8]) -> Vec<(usize, Vec<u8>)> {
     let mut out: Vec<(usize, Vec<u8>)> = Vec::new();
     for (i, (a, b)) in old.chunks(HEAD).zip(new.chunks(HEAD)).enumerate() {
         if a == b {
@@ -112,7 +120,7 @@ fn differing(old: &[u8], new: &[u8]) -> Vec<(usize, Vec<u8>)> {
 }
 
 /// Appends bytes at a place; in one piece with the last ones where they continue them.
-fn push_fresh(all: &mut Vec<Fresh>, at: u64, bytes: &[u8]) {
+pub(in crate::fs) fn push_fresh(all: &mut Vec<Fresh>, at: u64, bytes: &[u8]) {
     match all.last_mut() {
         Some(last) if last.at.get().saturating_add(last.bytes.len() as u64) == at => {
             last.bytes.extend_from_slice(bytes)
@@ -182,9 +190,9 @@ impl Build<'_> {
             let name = || String::from_utf8_lossy(&entry.name).into_owned();
             let runs = match &entry.kind {
                 NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
-                    let runs = self
-                        .fat
-                        .clusters_of(extents)
+                    let fat = self.fat;
+                    let (cluster, has) = (|at| fat.boot.cluster_of(at), |n| fat.boot.has(n));
+                    let runs = clusters_of(extents, fat.volume.id(), unit, cluster, has)
                         .ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
                     let count: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
                     let len: u64 = extents.iter().map(|e| e.len).sum();
@@ -376,7 +384,7 @@ impl Build<'_> {
 }
 
 /// Places in order, neighbours and what overlaps together.
-fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<Volume>, u64)> {
+pub(in crate::fs) fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<Volume>, u64)> {
     places.sort_unstable();
     let mut out: Vec<(Offset<Volume>, u64)> = Vec::new();
     for (at, len) in places {

@@ -12,16 +12,16 @@ use crate::error::Result;
 use crate::extent::{ReadAt, Volume};
 use crate::fs::{FileSystem, ReadOptions};
 
-mod audit;
+pub(in crate::fs) mod audit;
 pub mod dirent;
-mod grow;
+pub(in crate::fs) mod grow;
 pub mod layout;
-mod link;
-mod names;
+pub(in crate::fs) mod link;
+pub(in crate::fs) mod names;
 pub(in crate::fs) mod probe;
 pub mod read;
 mod refuse;
-mod space;
+pub(in crate::fs) mod space;
 pub(in crate::fs) mod stamp;
 pub mod table;
 

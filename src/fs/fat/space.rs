@@ -1,6 +1,6 @@
 //! Where new directories and copies go: clusters that were free before.
 
-use crate::fs::fat::table::{Run, Table, push_cluster};
+use crate::fs::fat::table::{Run, push_cluster};
 
 /// Free clusters that were chosen, handed out in the order of the disk.
 #[derive(Debug, Default)]
@@ -12,12 +12,13 @@ pub struct Space {
 impl Space {
     /// The largest free runs that together have `need` clusters, so that what is written is in few pieces. None where so
     /// many are not free.
-    pub fn choose(table: &Table, need: u64) -> Option<Self> {
+    /// `all`: every cluster that is free, in order.
+    pub fn choose(all: impl IntoIterator<Item = u32>, need: u64) -> Option<Self> {
         if need == 0 {
             return Some(Self::default());
         }
         let mut free: Vec<Run> = Vec::new();
-        for (n, _) in table.entries().filter(|(_, value)| *value == 0) {
+        for n in all {
             push_cluster(&mut free, n);
         }
         free.sort_by_key(|(first, count)| (std::cmp::Reverse(*count), *first));
@@ -51,6 +52,7 @@ impl Space {
 mod tests {
     use super::*;
     use crate::fs::fat::layout::Width;
+    use crate::fs::fat::table::Table;
 
     #[test]
     fn the_largest_runs_in_the_order_of_the_disk() {
@@ -59,12 +61,12 @@ mod tests {
             assert!(table.set(n, 0xFFFF));
         }
         // Free: 2-11 (10), 13-19 (7), 22-49 (28), 51-89 (39), 91-101 (11).
-        let mut space = Space::choose(&table, 60).unwrap();
+        let mut space = Space::choose(table.free_clusters(), 60).unwrap();
         assert_eq!(space.take(30).unwrap(), [(22, 28), (51, 2)]);
         assert_eq!(space.take(30).unwrap(), [(53, 30)]);
-        assert!(Space::choose(&table, 95).is_some());
-        assert!(Space::choose(&table, 96).is_none());
-        assert_eq!(Space::choose(&table, 0).unwrap().take(0), Some(vec![]));
-        assert_eq!(Space::choose(&table, 1).unwrap().take(40), None);
+        assert!(Space::choose(table.free_clusters(), 95).is_some());
+        assert!(Space::choose(table.free_clusters(), 96).is_none());
+        assert_eq!(Space::choose(table.free_clusters(), 0).unwrap().take(0), Some(vec![]));
+        assert_eq!(Space::choose(table.free_clusters(), 1).unwrap().take(40), None);
     }
 }

@@ -137,6 +137,10 @@ impl Table {
     pub fn is_unused(&self, value: u32) -> bool {
         value == 0 || value == self.width.bad()
     }
+    /// Every cluster that is free, in order.
+    pub fn free_clusters(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries().filter(|(_, value)| *value == 0).map(|(n, _)| n)
+    }
     /// How many clusters are free.
     pub fn free(&self) -> u32 {
         self.entries().fold(0u32, |free, (_, value)| free.saturating_add((value == 0).into()))

@@ -1,0 +1,325 @@
+//! The audit: the new state, read back by the reader, against what was asked for. It takes nothing from the writer but
+//! where copies and new structures went.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::extent::{Map, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::exfat::dirent::{self, ENTRY};
+use crate::fs::exfat::grow::{file_of, name_of};
+use crate::fs::exfat::layout::{Boot, HEAD, PERCENT_AT, percent};
+use crate::fs::exfat::probe;
+use crate::fs::exfat::read::{ExFat, Scan};
+use crate::fs::fat::audit::{cut, slack, wrong};
+use crate::fs::fat::table::Bits;
+use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::{Kind, ObjectId, Times, Tree};
+use crate::txn::Staging;
+
+fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// Length of an object's data and where each part is: none for zeros and what can't be read.
+type Placed = Option<(u64, Vec<(Option<u64>, u64)>)>;
+
+fn placed(tree: &Tree, object: ObjectId) -> Placed {
+    let stream = tree.data(object)?;
+    let parts = tree.extents(stream).iter().map(|e| match e.what {
+        What::Stored(place) => (Some(place.offset.get()), e.len),
+        _ => (None, e.len),
+    });
+    Some((tree.stream(stream).size, parts.collect()))
+}
+
+struct Audit<'a> {
+    old: &'a ExFat,
+    before: &'a Scan,
+    new: ExFat,
+    now: Scan,
+    job: &'a Job<'a>,
+    staging: &'a Staging,
+    /// First clusters of all directories: of the old ones, and of the new ones by object.
+    firsts_before: HashSet<u32>,
+    first_now: HashMap<ObjectId, u32>,
+}
+
+pub(super) fn audit(old: &ExFat, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
+    let found = probe::primary(&*after).ok_or_else(|| wrong(0, "boot sector", "an exFAT volume"))?;
+    if !found.sound || (Boot { percent: old.boot.percent, ..found.boot.clone() }) != old.boot {
+        return Err(wrong(0, "boot sector", "the one of before but for the part in use"));
+    }
+    let new = ExFat::new(after, found, old.options);
+    let now = new.scan()?;
+    let before = old.scanned()?;
+    let firsts_before = before.dirs.iter().map(|d| d.alloc.first).collect();
+    let first_now = now.dirs.iter().map(|d| (d.object, d.alloc.first)).collect();
+    let audit = Audit { old, before, new, now, job, staging, firsts_before, first_now };
+    audit.boot()?;
+    audit.owners()?;
+    audit.free_before()?;
+    let added = audit.entries()?;
+    audit.older(&added)?;
+    audit.directories(&added)?;
+    slack(job, staging, audit.new.boot.cluster_bytes())
+}
+
+impl Audit<'_> {
+    /// Nothing before the table changes but the part in use, which is right.
+    fn boot(&self) -> Result<()> {
+        let boot = &self.new.boot;
+        let len = usize::try_from(boot.fat_at(0)).unwrap_or(0);
+        let region = |fs: &ExFat| fs.volume.read_vec(Offset::new(0), len);
+        let (before, now) = (region(self.old)?, region(&self.new)?);
+        let other = before.iter().zip(&now).enumerate().find(|(i, (a, b))| a != b && *i != PERCENT_AT);
+        if let Some((at, _)) = other {
+            return Err(wrong(at as u64, "boot region", "only the part in use to change"));
+        }
+        let used = boot.clusters.saturating_sub(self.new.free_in(self.new.bitmap()?));
+        let expected = if self.old.boot.percent == 0xFF { 0xFF } else { percent(used.into(), boot.clusters) };
+        if boot.percent != expected {
+            return Err(wrong(PERCENT_AT as u64, "boot sector", format!("{expected} percent in use")));
+        }
+        Ok(())
+    }
+    /// Every cluster has exactly one owner and is in use by the bitmap, or is free.
+    fn owners(&self) -> Result<()> {
+        if let Some(problem) = self.now.tree.problems().first() {
+            return Err(wrong(0, "walk", format!("no damage, but: {}", problem.what)));
+        }
+        if let Some(other) = self.now.oddities.first() {
+            return Err(wrong(0, "walk", format!("nothing odd, but {other}")));
+        }
+        let (bitmap, boot) = (self.new.bitmap()?, &self.new.boot);
+        let wrongly = |n: &u32| ExFat::in_use(bitmap, *n) != self.now.claims.owned.has(*n);
+        if let Some(n) = (2..boot.clusters.saturating_add(2)).find(wrongly) {
+            return Err(wrong(boot.cluster_at(n), "cluster", "an owner, or to be free"));
+        }
+        // Bits behind the last cluster stay what they were.
+        let behind = |bitmap: &[u8]| -> Vec<bool> {
+            (boot.clusters.saturating_add(2)..).take(7).map(|n| ExFat::in_use(bitmap, n)).collect()
+        };
+        if behind(bitmap) != behind(self.old.bitmap()?) {
+            return Err(wrong(0, "bitmap", "bits behind the last cluster as before"));
+        }
+        Ok(())
+    }
+    /// Whatever is filled was free, and is all that newly belongs to somebody; blocks in use that change are table, bitmap and
+    /// old directories.
+    fn free_before(&self) -> Result<()> {
+        let boot = &self.new.boot;
+        let (old, new) = (self.old.bitmap()?, self.new.bitmap()?);
+        let mut filled = Bits::new(boot.clusters.saturating_add(2));
+        for (at, len) in &self.staging.filled {
+            let mut from = at.get();
+            let end = from.saturating_add(*len);
+            while from < end {
+                let n = boot.cluster_of(from).ok_or_else(|| wrong(from, "filled range", "whole clusters"))?;
+                if ExFat::in_use(old, n) {
+                    return Err(wrong(from, "filled range", "a cluster that was free"));
+                }
+                filled.set(n);
+                from = from.saturating_add(boot.cluster_bytes());
+            }
+        }
+        let taken = |n: u32| !ExFat::in_use(old, n) && ExFat::in_use(new, n);
+        if (2..boot.clusters.saturating_add(2)).any(|n| taken(n) != filled.has(n)) {
+            return Err(wrong(0, "filled ranges", "exactly the clusters that were free and no longer are"));
+        }
+        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
+        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
+        for (at, len) in fresh.chain(copies) {
+            let filled = &self.staging.filled;
+            let next = filled.partition_point(|(from, have)| from.get().saturating_add(*have) <= at);
+            let within = filled.get(next).is_some_and(|(from, have)| {
+                from.get() <= at && at.saturating_add(len) <= from.get().saturating_add(*have)
+            });
+            if !within {
+                return Err(wrong(at, "new structure", "a place within the filled ranges"));
+            }
+        }
+        let table = boot.fat_at(0)..boot.fat_at(0).saturating_add(boot.fat_bytes());
+        let mut others: BTreeMap<u64, u64> = self.before.dirs.iter().flat_map(|d| d.places.iter().copied()).collect();
+        others.extend(self.old.root().bitmap_places.iter().copied());
+        let interim = self.staging.interim.iter().map(|(_, write)| write);
+        for write in self.staging.groups.iter().flat_map(|g| &g.writes).chain(interim) {
+            let (at, end) = (write.at.get(), write.at.get().saturating_add(write.bytes.len() as u64));
+            let meta = table.start <= at && end <= table.end;
+            // Neighbours may be written in one piece.
+            let mut covered = at;
+            while !meta && covered < end {
+                let next = others.range(..=covered).next_back();
+                let next = next.map(|(from, len)| from.saturating_add(*len).next_multiple_of(HEAD as u64));
+                covered = next
+                    .filter(|next| *next > covered)
+                    .ok_or_else(|| wrong(covered, "changed sector", "the table, the bitmap or an old directory"))?;
+            }
+        }
+        Ok(())
+    }
+    /// Each new entry is there, and is what was asked for. The objects that are new.
+    fn entries(&self) -> Result<HashSet<ObjectId>> {
+        let tree = &self.now.tree;
+        let fold = |name: &[u8]| self.new.root().up_case.fold(name);
+        let mut added = HashSet::new();
+        let mut top = tree.root();
+        for name in &self.job.tree.into {
+            let wanted = fold(name);
+            let entry = tree.child_by(top, name, |a, _| fold(a) == wanted);
+            let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
+            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
+            if !self.was_there(top) {
+                added.insert(top);
+            }
+        }
+        let mut copies: HashMap<Origin, Vec<Vec<(u64, u64)>>> = HashMap::new();
+        for copy in &self.staging.copies {
+            let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
+            copies.entry(copy.origin).or_default().push(to);
+        }
+        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
+        for entry in &self.job.tree.entries {
+            let parent = match entry.parent {
+                None => Some(top),
+                Some(p) => objects.get(p).copied().flatten(),
+            };
+            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
+            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| not(entry, "an entry"))?;
+            if !added.insert(object) {
+                return Err(not(entry, "an entry of its own"));
+            }
+            self.entry(entry, object, &mut copies)?;
+            objects.push(Some(object));
+        }
+        match copies.values().map(Vec::len).sum::<usize>() {
+            0 => Ok(added),
+            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
+        }
+    }
+    fn entry(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
+    ) -> Result<()> {
+        let tree = &self.now.tree;
+        let found = tree.object(object);
+        let made = self.before.tree.object(self.job.image.object).times;
+        let (times, attributes) = self.meant(entry, made);
+        if found.times != times || found.attributes != attributes {
+            return Err(not(entry, "times and attributes as planned"));
+        }
+        let (size, content) = match &entry.kind {
+            NewKind::Dir if found.kind == Kind::Dir => return Ok(()),
+            NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
+            _ => return Err(not(entry, "the planned kind")),
+        };
+        let (have, parts) = placed(tree, object).ok_or_else(|| not(entry, "data"))?;
+        if have != size {
+            return Err(not(entry, "the planned size"));
+        }
+        let stored: Option<Vec<(u64, u64)>> = parts.into_iter().map(|(at, len)| Some((at?, len))).collect();
+        let at = cut(stored.ok_or_else(|| not(entry, "stored and valid bytes"))?, size);
+        let right = match content {
+            _ if size == 0 => at.is_empty(),
+            Content::Empty => false,
+            Content::Linked(extents) => {
+                let map: Map<Stream, Volume> = extents.iter().map(|e| (e.len, e.what)).collect();
+                let planned = map.extents().iter().map(|e| match e.what {
+                    What::Stored(place) => (place.offset.get(), e.len),
+                    _ => (0, 0),
+                });
+                at == cut(planned, size)
+            }
+            Content::Copied => {
+                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
+                let found = mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i)));
+                found.is_some()
+            }
+        };
+        if right { Ok(()) } else { Err(not(entry, "the planned extents")) }
+    }
+    /// Times and attributes as exFAT can hold them.
+    fn meant(&self, entry: &NewEntry, made: Times) -> (Times, u32) {
+        let file = file_of(entry.times, entry.attributes, made);
+        (self.new.times(&file), file.attributes.into())
+    }
+    /// Whether an object of the new state was there before: a directory that begins where one began.
+    fn was_there(&self, object: ObjectId) -> bool {
+        self.now.tree.object(object).kind == Kind::Dir
+            && self.first_now.get(&object).is_some_and(|first| self.firsts_before.contains(first))
+    }
+    /// All older entries are as they were, the image is gone, and there is nothing else.
+    fn older(&self, added: &HashSet<ObjectId>) -> Result<()> {
+        let (old, new) = (&self.before.tree, &self.now.tree);
+        // By the number, which is the place of the entry: paths of a deep tree, and names that many have, would cost their square.
+        let mut left: HashMap<u64, _> = new
+            .order()
+            .map(|(e, _)| (new.object(new.entry(e).object), e))
+            .filter(|(_, e)| !added.contains(&new.entry(*e).object))
+            .map(|(object, e)| (object.number, e))
+            .collect();
+        for (e, _) in old.order().filter(|(e, _)| *e != self.job.image.entry) {
+            let entry = old.entry(e);
+            let same = |other: &crate::fs::EntryId| {
+                let now = new.entry(*other);
+                old.name(e) == new.name(*other)
+                    && old.object(entry.parent).number == new.object(now.parent).number
+                    && old.object(entry.object) == new.object(now.object)
+                    && placed(old, entry.object) == placed(new, now.object)
+            };
+            if left.remove(&old.object(entry.object).number).filter(same).is_none() {
+                return Err(wrong(0, "older entry", format!("{} as it was", printable(&old.path(e)))));
+            }
+        }
+        match left.into_values().next() {
+            Some(e) => Err(wrong(0, "older entry", format!("no {}", printable(&new.path(e))))),
+            None => Ok(()),
+        }
+    }
+    /// Names are unique in new directories and where entries were added; new directories end with zeros; old ones are as long as
+    /// their clusters.
+    fn directories(&self, added: &HashSet<ObjectId>) -> Result<()> {
+        let tree = &self.now.tree;
+        for dir in &self.now.dirs {
+            let new = added.contains(&dir.object);
+            if !new && !tree.children(dir.object).iter().any(|e| added.contains(&tree.entry(*e).object)) {
+                continue;
+            }
+            let at = dir.places.first().map_or(0, |(at, _)| *at);
+            let bytes = self.new.entries_of(dir)?;
+            let clusters: u64 = dir.runs.iter().map(|(_, count)| u64::from(*count)).sum();
+            if bytes.len() as u64 != clusters.saturating_mul(self.new.boot.cluster_bytes()) {
+                return Err(wrong(at, "directory", "whole clusters"));
+            }
+            let listing = dirent::list(&bytes);
+            let rest = bytes.get(listing.used.saturating_mul(ENTRY)..).unwrap_or_default();
+            if new && rest.iter().any(|b| *b != 0) {
+                return Err(wrong(at, "directory", "zeros after the last entry"));
+            }
+            // What was double before is not for us to judge.
+            let mut allowed = 0;
+            if !new {
+                let number = tree.object(dir.object).number;
+                let before = self.before.dirs.iter().find(|d| self.before.tree.object(d.object).number == number);
+                let before = before.ok_or_else(|| wrong(at, "directory", "the directory of before"))?;
+                allowed = self.twice(&self.old.entries_of(before)?);
+            }
+            if self.twice(&bytes) > allowed {
+                return Err(wrong(at, "directory", "names of which no two are the same"));
+            }
+        }
+        Ok(())
+    }
+    /// Names of a directory that are the same as one before.
+    fn twice(&self, bytes: &[u8]) -> usize {
+        let mut seen = HashSet::new();
+        let fold = |name: &[u8]| self.new.root().up_case.fold(name);
+        dirent::list(bytes).sets.iter().filter(|set| !seen.insert(fold(&name_of(set)))).count()
+    }
+}
+
+fn not(entry: &NewEntry, expected: &str) -> crate::error::Error {
+    wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
+}

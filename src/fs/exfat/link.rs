@@ -1,0 +1,483 @@
+//! exFAT as host: new entry sets that lead to clusters where the data already is, a new bitmap, and chains for what is in
+//! fragments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::extent::{Offset, ReadAt, Volume};
+use crate::fs::exfat::dirent::{self, Alloc, ENTRY, ENTRY_BYTES, NO_CHAIN, POSSIBLE};
+use crate::fs::exfat::grow::{Growth, Leads, name_of, resize};
+use crate::fs::exfat::layout::{HEAD, closed, percent, with_percent};
+use crate::fs::exfat::read::{ExFat, Scan};
+use crate::fs::exfat::table::END;
+use crate::fs::fat::grow::copied;
+use crate::fs::fat::link::{clusters, clusters_of, differing, merged, push_fresh};
+use crate::fs::fat::space::Space;
+use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
+use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
+
+fn refused(what: impl Into<String>) -> Error {
+    Error::Refused(what.into())
+}
+
+/// The new state while it is put together.
+struct Build<'a> {
+    fs: &'a ExFat,
+    /// The bitmap as it will be.
+    bitmap: Vec<u8>,
+    /// Entries of the table that change.
+    table: BTreeMap<u32, u32>,
+    /// Clusters of the image that no new file has taken yet.
+    image: Bits,
+    /// Whether the image has a chain.
+    chained: bool,
+    space: Space,
+    staging: Staging,
+}
+
+fn set(bitmap: &mut [u8], cluster: u32, used: bool) -> Result<()> {
+    let bit = cluster.saturating_sub(2);
+    let byte = bitmap.get_mut((bit / 8) as usize);
+    let byte = byte.ok_or_else(|| refused(format!("the bitmap has no bit for cluster {cluster}")))?;
+    if used {
+        *byte |= 1 << (bit % 8);
+    } else {
+        *byte &= !(1 << (bit % 8));
+    }
+    Ok(())
+}
+
+impl ExFat {
+    fn build(&self, scan: &Scan, job: &Job<'_>) -> Result<Staging> {
+        let growth = self.growth(scan, job)?;
+        let need = growth.clusters().saturating_add(self.copy_clusters(job));
+        let bitmap = self.bitmap()?;
+        let space = Space::choose(self.free_clusters(bitmap), need).ok_or_else(|| {
+            let (unit, free) = (self.boot.cluster_bytes(), self.free_in(bitmap));
+            refused(format!(
+                "too little space: {need} clusters of {unit} bytes are needed for directories and copies, {free} are free"
+            ))
+        })?;
+        let mut build = Build {
+            fs: self,
+            bitmap: bitmap.to_vec(),
+            table: BTreeMap::new(),
+            image: Bits::new(self.boot.clusters.saturating_add(2)),
+            chained: false,
+            space,
+            staging: Staging::default(),
+        };
+        build.free_image(scan, job)?;
+        build.finish(scan, job, growth)
+    }
+    /// The bitmap in use.
+    pub(super) fn bitmap(&self) -> Result<&[u8]> {
+        self.root().bitmap.as_deref().ok_or_else(|| refused("the host's bitmap can't be read"))
+    }
+    fn free_clusters<'a>(&self, bitmap: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
+        (2..self.boot.clusters.saturating_add(2)).filter(|n| !Self::in_use(bitmap, *n))
+    }
+    fn copy_clusters(&self, job: &Job<'_>) -> u64 {
+        let unit = self.boot.cluster_bytes().max(1);
+        job.tree.entries.iter().filter_map(copied).map(|size| size.div_ceil(unit)).fold(0, u64::saturating_add)
+    }
+    /// The sector of 512 bytes at this place, as it is.
+    fn sector(&self, at: u64) -> Result<Vec<u8>> {
+        self.volume.read_vec(Offset::new(at), HEAD)
+    }
+    /// Whole sectors: the bytes at this place, and what follows them in the last sector.
+    fn filled_up(&self, at: u64, mut bytes: Vec<u8>) -> Result<Fresh> {
+        let over = bytes.len().checked_rem(HEAD).unwrap_or(0);
+        if over != 0 {
+            let last = at.saturating_add(bytes.len().saturating_sub(over) as u64);
+            bytes.extend_from_slice(self.sector(last)?.get(over..).unwrap_or_default());
+        }
+        Ok(Fresh { at: Offset::new(at), bytes })
+    }
+}
+
+impl Build<'_> {
+    /// Clusters that from now on belong to somebody, and how an entry set leads to them: without a chain where they are
+    /// neighbours.
+    fn claim_for(&mut self, runs: &[Run], len: u64) -> Result<Alloc> {
+        for n in clusters(runs) {
+            set(&mut self.bitmap, n, true)?;
+        }
+        let flags = match runs {
+            [_] => POSSIBLE | NO_CHAIN,
+            _ => {
+                self.chain(runs);
+                POSSIBLE
+            }
+        };
+        Ok(Alloc { flags, first: runs.first().map_or(0, |(first, _)| *first), len })
+    }
+    fn chain(&mut self, runs: &[Run]) {
+        let mut before: Option<u32> = None;
+        for n in clusters(runs) {
+            if let Some(before) = before {
+                self.table.insert(before, n);
+            }
+            before = Some(n);
+        }
+        if let Some(last) = before {
+            self.table.insert(last, END);
+        }
+    }
+    /// Frees the clusters of the image; new files then take from it what is theirs.
+    fn free_image(&mut self, scan: &Scan, job: &Job<'_>) -> Result<()> {
+        let (_, set_of) = self.fs.image_set(scan, job)?;
+        let alloc = set_of.file.alloc;
+        let mut claims = Claims::new(&self.fs.table);
+        let count = self.fs.boot.clusters_for(alloc.len);
+        let chain = match alloc.first {
+            // An image without a byte has no cluster.
+            0 => return Ok(()),
+            first if alloc.no_chain() => claims.neighbours(&self.fs.table, first, count, false),
+            first => claims.follow(&self.fs.table, first, u32::MAX, false),
+        };
+        if chain.fault.is_some() || chain.clusters != count {
+            return Err(refused("the image's clusters are not those that its bytes need"));
+        }
+        self.chained = !alloc.no_chain();
+        for n in clusters(&chain.runs) {
+            self.image.set(n);
+            set(&mut self.bitmap, n, false)?;
+        }
+        Ok(())
+    }
+    fn finish(mut self, scan: &Scan, job: &Job<'_>, mut growth: Growth) -> Result<Staging> {
+        let mut dirs = Vec::with_capacity(growth.dirs.len());
+        for dir in &growth.dirs {
+            dirs.push(self.space.take(dir.clusters).ok_or_else(|| refused("too little space for directories"))?);
+        }
+        let files = self.files(job)?;
+        self.directories(scan, &mut growth, &dirs, &files)?;
+        let table = Group { name: "FAT", writes: self.table_writes()? };
+        let switch = Group { name: "directories", writes: self.changed_entries(scan, &growth)? };
+        // A cluster can be in one chain only. Where the image has one, what is in fragments is seen before its chains are right,
+        // which loses less than the image cut in pieces; where it has none, the chains disturb nobody.
+        let mut groups = if self.chained { vec![switch, table] } else { vec![table, switch] };
+        let old = self.fs.bitmap()?.to_vec();
+        let union: Vec<u8> = old.iter().zip(&self.bitmap).map(|(old, new)| old | new).collect();
+        let interim = self.bitmap_writes(&old, &union)?;
+        let bitmap = self.bitmap.clone();
+        groups.push(Group { name: "bitmap", writes: self.bitmap_writes(&old, &bitmap)? });
+        groups.retain(|g| !g.writes.is_empty());
+        self.staging.groups = groups;
+        self.staging.interim = interim.into_iter().map(|write| (0, write)).collect();
+        self.rest(scan, &growth)
+    }
+    /// Clusters of all files, and how their entry sets lead to them.
+    fn files(&mut self, job: &Job<'_>) -> Result<Vec<Alloc>> {
+        let fs = self.fs;
+        let unit = fs.boot.cluster_bytes().max(1);
+        let empty = Alloc { flags: POSSIBLE, ..Alloc::default() };
+        let mut files = vec![empty; job.tree.entries.len()];
+        for (entry, alloc) in job.tree.entries.iter().zip(&mut files) {
+            let name = || String::from_utf8_lossy(&entry.name).into_owned();
+            match &entry.kind {
+                NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
+                    let (cluster, has) = (|at| fs.boot.cluster_of(at), |n| fs.boot.has(n));
+                    let runs = clusters_of(extents, fs.volume.id(), unit, cluster, has)
+                        .ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
+                    let count: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
+                    let len: u64 = extents.iter().map(|e| e.len).sum();
+                    if count != size.div_ceil(unit) || len < *size {
+                        return Err(refused(format!("{}: {count} clusters for {size} bytes", name())));
+                    }
+                    if let Some(n) = clusters(&runs).find(|n| !self.image.clear(*n)) {
+                        let name = name();
+                        return Err(refused(format!("{name}: cluster {n} is not the image's, or another file's too")));
+                    }
+                    *alloc = self.claim_for(&runs, *size)?;
+                    self.slack(job, &runs, *size);
+                }
+                NewKind::File { size, content: Content::Copied } if *size > 0 => {
+                    let origin =
+                        entry.origin.ok_or_else(|| refused(format!("{} is to be copied from nowhere", name())))?;
+                    let count = fs.boot.clusters_for(*size);
+                    let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
+                    let to = fs.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+                    self.staging.copies.push(Copy { origin, size: *size, to });
+                    *alloc = self.claim_for(&runs, *size)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+    fn slack(&mut self, job: &Job<'_>, runs: &[Run], size: u64) {
+        let unit = self.fs.boot.cluster_bytes().max(1);
+        let used = size.checked_rem(unit).unwrap_or(0);
+        let last = runs.last().and_then(|(first, count)| first.checked_add(*count)?.checked_sub(1));
+        if let (true, Some(last), 1..) = (job.zero_slack, last, used) {
+            let at = self.fs.boot.cluster_at(last).saturating_add(used);
+            let len = u32::try_from(unit.saturating_sub(used)).unwrap_or(0);
+            self.staging.slack.push((Offset::new(at), len));
+        }
+    }
+    /// Makes the first directory longer, where it has to be: its new runs, after the old ones.
+    fn lengthen(&mut self, scan: &Scan, growth: &mut Growth, more: &[Run]) -> Result<()> {
+        let dir = scan.dirs.get(growth.host_dir).ok_or_else(|| refused("the host has no such directory"))?;
+        if more.is_empty() {
+            return Ok(());
+        }
+        let had: u64 = dir.runs.iter().map(|(_, count)| u64::from(*count)).sum();
+        let unit = self.fs.boot.cluster_bytes();
+        if had.saturating_mul(unit) != dir.alloc.len || dir.runs.is_empty() {
+            return Err(refused(
+                "the host directory does not fill its clusters: check the host with `fsck.exfat` first",
+            ));
+        }
+        for n in clusters(more) {
+            set(&mut self.bitmap, n, true)?;
+        }
+        let mut runs: Vec<Run> = dir.runs.clone();
+        for n in clusters(more) {
+            push_cluster(&mut runs, n);
+        }
+        let new: u64 = more.iter().map(|(_, count)| u64::from(*count)).sum();
+        let len = had.saturating_add(new).saturating_mul(unit);
+        let mut alloc = Alloc { len, ..dir.alloc };
+        if dir.alloc.no_chain() && runs.len() > 1 {
+            // It had no chain: now all of it needs one.
+            alloc.flags = POSSIBLE;
+            self.chain(&runs);
+        } else if !dir.alloc.no_chain() {
+            let last = dir.runs.last().and_then(|(first, count)| first.checked_add(*count)?.checked_sub(1));
+            let (Some(last), Some((first, _))) = (last, more.first()) else {
+                return Err(refused("the host directory has no clusters to continue"));
+            };
+            self.chain(more);
+            self.table.insert(last, *first);
+        }
+        if growth.host_dir == 0 {
+            return Ok(());
+        }
+        let (_, parent) = growth.edits.get_mut(&dir.parent).ok_or_else(|| refused("a directory is missing"))?;
+        resize(parent, dir, alloc)
+    }
+    /// Writes the new directories, and the clusters by which the first one grows.
+    fn directories(&mut self, scan: &Scan, growth: &mut Growth, runs: &[Vec<Run>], files: &[Alloc]) -> Result<()> {
+        let unit = self.fs.boot.cluster_bytes();
+        let mut allocs = vec![Alloc::default()];
+        for (dir, runs) in growth.dirs.iter().zip(runs).skip(1) {
+            allocs.push(self.claim_for(runs, u64::from(dir.clusters).saturating_mul(unit))?);
+        }
+        self.lengthen(scan, growth, runs.first().map(Vec::as_slice).unwrap_or_default())?;
+        let mut edited = Vec::new();
+        for (i, (dir, runs)) in growth.dirs.iter().zip(runs).enumerate() {
+            let mut bytes = match growth.edits.get(&growth.host_dir) {
+                Some((_, new)) if i == 0 => new.clone(),
+                _ => Vec::new(),
+            };
+            let kept = bytes.len();
+            let used = dirent::list(&bytes).used;
+            let room = usize::try_from(u64::from(dir.clusters).saturating_mul(unit)).unwrap_or(0);
+            bytes.resize(kept.saturating_add(room), 0);
+            let mut end = 0usize;
+            for item in &dir.items {
+                let alloc = match item.leads {
+                    Leads::Dir(at) => allocs.get(at),
+                    Leads::File(at) => files.get(at),
+                };
+                let set = item.encode(self.fs, alloc.copied().unwrap_or_default());
+                if !crate::bytes::put(&mut bytes, item.at.saturating_mul(ENTRY), set.as_flattened()) {
+                    return Err(refused(format!("a directory has no entry {}", item.at)));
+                }
+                end = end.max(item.at.saturating_add(set.len()));
+            }
+            if i == 0 && end > used {
+                // Whatever lies behind the old end mark must stay behind one.
+                let behind = bytes.as_chunks_mut::<ENTRY>().0.get_mut(end);
+                behind.into_iter().for_each(|entry| *entry = [0; ENTRY]);
+            }
+            let mut from = kept;
+            for (at, len) in self.fs.places(runs) {
+                let to = from.saturating_add(usize::try_from(len).unwrap_or(0));
+                push_fresh(&mut self.staging.fresh, at, bytes.get(from..to).unwrap_or_default());
+                from = to;
+            }
+            if i == 0 {
+                bytes.truncate(kept);
+                edited = bytes;
+            }
+        }
+        if let Some((_, new)) = growth.edits.get_mut(&growth.host_dir) {
+            *new = edited;
+        }
+        Ok(())
+    }
+    /// The sectors of the table that change.
+    fn table_writes(&self) -> Result<Vec<Fresh>> {
+        let mut writes: Vec<Fresh> = Vec::new();
+        let mut rest = self.table.iter().peekable();
+        while let Some((first, _)) = rest.peek() {
+            let at = self.fs.boot.fat_at(0).saturating_add(u64::from(**first).saturating_mul(4));
+            let sector = at.saturating_sub(at.checked_rem(SECTOR).unwrap_or(0));
+            let old = self.fs.sector(sector)?;
+            let mut new = old.clone();
+            while let Some((cluster, value)) = rest.peek() {
+                let at = self.fs.boot.fat_at(0).saturating_add(u64::from(**cluster).saturating_mul(4));
+                let within = usize::try_from(at.saturating_sub(sector)).unwrap_or(usize::MAX);
+                if !crate::bytes::put(&mut new, within, &value.to_le_bytes()) {
+                    break;
+                }
+                rest.next();
+            }
+            if new != old {
+                push_fresh(&mut writes, sector, &new);
+            }
+        }
+        Ok(writes)
+    }
+    /// The sectors in which a bitmap differs from the old one.
+    fn bitmap_writes(&self, old: &[u8], new: &[u8]) -> Result<Vec<Fresh>> {
+        let mut writes: Vec<Fresh> = Vec::new();
+        for (from, bytes) in differing(old, new) {
+            for (i, sector) in bytes.chunks(HEAD).enumerate() {
+                let byte = (from as u64).saturating_add((i as u64).saturating_mul(SECTOR));
+                let at = place_of(&self.fs.root().bitmap_places, byte)
+                    .ok_or_else(|| refused("the bitmap is shorter than it says"))?;
+                let whole = self.fs.filled_up(at, sector.to_vec())?;
+                push_fresh(&mut writes, at, &whole.bytes);
+            }
+        }
+        // A bitmap in pieces may lie in any order.
+        writes.sort_by_key(|write| write.at);
+        Ok(writes)
+    }
+    /// The changed sectors of directories that were there before.
+    fn changed_entries(&self, scan: &Scan, growth: &Growth) -> Result<Vec<Fresh>> {
+        let mut sectors: Vec<(u64, &[u8])> = Vec::new();
+        for (at, (old, new)) in &growth.edits {
+            let dir = scan.dirs.get(*at).ok_or_else(|| refused("a directory is missing"))?;
+            for (i, (a, b)) in old.chunks(HEAD).zip(new.chunks(HEAD)).enumerate() {
+                if a != b {
+                    let entry = (i as u64).saturating_mul(SECTOR / ENTRY_BYTES);
+                    sectors.push((ExFat::entry_at(&dir.places, usize::try_from(entry).unwrap_or(usize::MAX)), b));
+                }
+            }
+        }
+        sectors.sort_unstable_by_key(|(at, _)| *at);
+        let mut writes = Vec::new();
+        for (at, bytes) in sectors {
+            push_fresh(&mut writes, at, &self.fs.filled_up(at, bytes.to_vec())?.bytes);
+        }
+        Ok(writes)
+    }
+    /// What is left to say of the new state.
+    fn rest(mut self, scan: &Scan, growth: &Growth) -> Result<Staging> {
+        let boot = &self.fs.boot;
+        let old = self.fs.sector(0)?;
+        let used = u64::from(boot.clusters.saturating_sub(self.fs.free_in(&self.bitmap)));
+        let open = match boot.percent {
+            // Unknown it stays.
+            0xFF => old.clone(),
+            _ => with_percent(old.clone(), percent(used, boot.clusters)),
+        };
+        self.staging.quarantine = Quarantine { at: Offset::new(0), closed: closed(old), open, also: Vec::new() };
+        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
+        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
+        let mut filled: Vec<(u64, u64)> = fresh.chain(copies).collect();
+        self.staging.filled = merged(&mut filled);
+        self.staging.slack.sort_unstable();
+        let mut witnesses: Vec<(u64, u64)> = self.fs.root().bitmap_places.clone();
+        let changed = growth.edits.keys().chain(std::iter::once(&0)).filter_map(|at| scan.dirs.get(*at));
+        witnesses.extend(changed.flat_map(|dir| dir.places.iter().copied()));
+        witnesses.extend(self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)));
+        self.staging.witnesses = merged(&mut witnesses);
+        Ok(self.staging)
+    }
+}
+
+/// The volume's byte of a byte of something in these places.
+fn place_of(places: &[(u64, u64)], byte: u64) -> Option<u64> {
+    let mut rest = byte;
+    for (at, len) in places {
+        match rest.checked_sub(*len) {
+            None => return at.checked_add(rest),
+            Some(left) => rest = left,
+        }
+    }
+    None
+}
+
+impl Host for ExFat {
+    fn rules(&self) -> Rules {
+        Rules {
+            unit: self.boot.cluster_bytes(),
+            units_at: self.boot.heap_at(),
+            max_file: u64::from(self.boot.clusters).saturating_mul(self.boot.cluster_bytes()),
+            holes: false,
+            streams: false,
+            hard_links: false,
+            symlinks: false,
+            special: false,
+            xattrs: false,
+            slack_shows: true,
+            names: NameRules::Win32,
+        }
+    }
+    fn refusals(&self, image: &HostImage) -> Result<Vec<String>> {
+        super::refuse::refusals(self, image)
+    }
+    fn fold(&self, name: &[u8]) -> Vec<u8> {
+        self.root().up_case.fold(name)
+    }
+    fn names_in(&self, dir: &[HostName]) -> Result<Option<Vec<HostName>>> {
+        let scan = self.scanned()?;
+        let (at, depth) = self.descend(scan, dir)?;
+        if depth < dir.len() {
+            return Ok(None);
+        }
+        let Some(found) = scan.dirs.get(at) else { return Ok(None) };
+        Ok(Some(dirent::list(&self.entries_of(found)?).sets.iter().map(name_of).collect()))
+    }
+    fn free_units(&self) -> u64 {
+        self.root().bitmap.as_deref().map_or(0, |bitmap| self.free_in(bitmap).into())
+    }
+    fn estimate(&self, job: &Job<'_>) -> Estimate {
+        let copy_units = self.copy_clusters(job);
+        let unit = self.boot.cluster_bytes();
+        let Ok(scan) = self.scanned() else { return Estimate { copy_units, ..Estimate::default() } };
+        let metadata_units = self.growth(scan, job).map_or(0, |growth| growth.clusters());
+        // Where there is too little space, every sector of bitmap and table may change.
+        let (groups, slack) = match self.build(scan, job) {
+            Ok(staging) => {
+                let interim = staging.interim.iter().map(|(_, write)| write);
+                let writes = staging.groups.iter().flat_map(|g| &g.writes).chain(interim);
+                (writes.map(|w| w.bytes.len() as u64).sum(), staging.slack)
+            }
+            Err(_) => (self.boot.fat_bytes().saturating_add(self.boot.bitmap_bytes().saturating_mul(2)), Vec::new()),
+        };
+        // Old and new contents, and what says where they belong.
+        let records = groups / SECTOR;
+        let kept: u64 = slack.iter().map(|(_, len)| u64::from(*len).saturating_add(64)).sum();
+        let units = metadata_units.saturating_add(copy_units);
+        Estimate {
+            metadata_units,
+            copy_units,
+            metadata_bytes: metadata_units.saturating_mul(unit).saturating_add(groups),
+            journal_bytes: groups
+                .saturating_mul(2)
+                .saturating_add(records.saturating_mul(64))
+                .saturating_add(kept)
+                .saturating_add(units.saturating_mul(32))
+                .saturating_add(64 << 10),
+        }
+    }
+    fn link(&self, job: &Job<'_>) -> Result<Staging> {
+        let reasons = self.refusals(job.image)?;
+        if !reasons.is_empty() {
+            return Err(refused(reasons.join("; ")));
+        }
+        self.build(self.scanned()?, job)
+    }
+    fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
+        super::audit::audit(self, after, job, staging)
+    }
+}
