@@ -196,10 +196,18 @@ impl ExFat {
             set[66 + 2 * i..68 + 2 * i].copy_from_slice(&unit.to_le_bytes());
         }
         seal(&mut set, 0);
-        let entries = read(&file, self.at(self.root), self.cluster);
-        let slot = entries.chunks(32).position(|e| e[0] == 0).expect("a free entry in the root directory");
-        assert!(slot + 3 <= entries.len() / 32, "room in the root directory");
-        file.write_all_at(&set, self.at(self.root) + slot as u64 * 32).unwrap();
+        // Into entries of the root directory that are free.
+        let mut places = Vec::new();
+        let mut n = self.root;
+        while n != u32::MAX {
+            places.extend((0..self.cluster / 32).map(|i| self.at(n) + i * 32));
+            n = u32_in(&read(&file, self.fat_at + u64::from(n) * 4, 4), 0);
+        }
+        let free = |at: &u64| read(&file, *at, 1)[0] & 0x80 == 0;
+        let slots = places.windows(3).find(|w| w.iter().all(free)).expect("free entries in the root directory");
+        for (at, entry) in slots.iter().zip(set.chunks(32)) {
+            file.write_all_at(entry, *at).unwrap();
+        }
         // The part in use.
         let used: u64 = bitmap.iter().map(|b| u64::from(b.count_ones())).sum();
         file.write_all_at(&[(used * 100 / u64::from(self.clusters)) as u8], self.base + 0x70).unwrap();

@@ -27,8 +27,12 @@ pub fn fsck_fat(file: &Path, offset: u64, len: u64) -> Vec<String> {
 /// summary; also its exit code when that is not 0. Empty for a volume without fault.
 #[track_caller]
 pub fn fsck_exfat(file: &Path, offset: u64, len: u64) -> Vec<String> {
-    let on = Loop::attach(file, offset, len, true);
-    let out = run("fsck.exfat", args!["-n", "-v", *on.device.as_os_str()]);
+    let out = if offset == 0 {
+        run("fsck.exfat", args!["-n", "-v", *file.as_os_str()])
+    } else {
+        let on = Loop::attach(file, offset, len, true);
+        run("fsck.exfat", args!["-n", "-v", *on.device.as_os_str()])
+    };
     let known = ["exfatprogs version : ", "label: ", "sector size: ", "cluster size: ", "volume size: "];
     let summary = |l: &str| l.contains(": clean. directories ") && l.contains(", files ");
     let mut extra: Vec<String> =

@@ -314,6 +314,68 @@ pub fn fat(path: &Path, len: u64, width: u32, cluster_sectors: u32) -> Seens {
     seen
 }
 
+/// 20,000 files in folders that every file system can hold, a fifth of them of more than 16 KiB.
+pub fn plain(root: &Path, files: usize) {
+    let mut noise = Noise::new(11);
+    for i in 0..files {
+        let dir = root.join(format!("folder {:02}/Größe {:03}", i / 1000, i / 100));
+        if i % 100 == 0 {
+            fs::create_dir_all(&dir).unwrap();
+        }
+        let len = match i % 10 {
+            0 => 0,
+            1 => 20_000 + noise.below(60_000),
+            2 => 16_384,
+            n => noise.below(n as u64 * 2000),
+        };
+        write(&dir.join(format!("file number {i:05}.dat")), &noise.bytes(len as usize));
+    }
+}
+
+/// An ext4 without a partition table of so many files, made by `mke2fs` from a folder.
+pub fn plain_ext4(files: usize) -> Guest {
+    plain_of("ext4", files, |image, root| {
+        ok("mkfs.ext4", args!["-q", "-b", "4096", "-O", "^has_journal", "-d", *root.as_os_str(), *image.as_os_str()]);
+    })
+}
+
+/// A FAT32 without a partition table of so many files, filled by `mcopy`.
+pub fn plain_fat(files: usize) -> Guest {
+    plain_of("fat", files, |image, root| {
+        ok("mkfs.fat", args!["-F", "32", "-s", "8", "-n", "GUEST", *image.as_os_str()]);
+        for entry in fs::read_dir(root).unwrap() {
+            ok("mcopy", args!["-s", "-Q", "-i", *image.as_os_str(), *entry.unwrap().path().as_os_str(), "::/"]);
+        }
+    })
+}
+
+/// An exFAT without a partition table of so many files, filled through `exfat-fuse`.
+pub fn plain_exfat(files: usize) -> Guest {
+    plain_of("exfat", files, |image, root| {
+        ok("mkfs.exfat", args!["-c", "4K", "-L", "GUEST", *image.as_os_str()]);
+        let mount = Mount::exfat(image, 0, 0, "rw");
+        ok("cp", args!["-r", root.join("."), mount.dir]);
+    })
+}
+
+fn plain_of(kind: &str, files: usize, make: impl FnOnce(&Path, &Path)) -> Guest {
+    let source = super::scratch();
+    let root = source.path().join("source");
+    let list = |_: &Path| {
+        // What was put in; the times are those of the copy.
+        let mut all = tree(&root);
+        all.values_mut().for_each(|seen| seen.mtime = 0);
+        all
+    };
+    let fill = |image: &Path| {
+        plain(&root, files);
+        // FAT32 of 4 KiB clusters has more than 256 MiB.
+        File::create(image).unwrap().set_len((320 << 20) + files as u64 * 16_000).unwrap();
+        make(image, &root);
+    };
+    cached(&format!("plain-{kind}-of-{files}"), fill, list)
+}
+
 /// Makes a guest once: image and listing lie in a folder that another test may be waiting for.
 fn cached(name: &str, make: impl FnOnce(&Path), list: impl FnOnce(&Path) -> Seens) -> Guest {
     let key =

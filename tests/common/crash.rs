@@ -1,0 +1,195 @@
+//! A real relink on a small host, on a simulated machine: the power is cut at every write and every sync of the commit, of the
+//! recovery and of the undo, unsynced writes are lost, torn and reordered. Each state that is then reached is exactly as before
+//! (outside of units that were free) or as after, and the checker is silent about it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::machine::{Fault, Machine, SURVIVING, Surviving};
+use unimage::error::Result;
+use unimage::relink::{self, Options, Prepared};
+use unimage::stack::{self, Address, OpenOptions};
+use unimage::txn::{HostVolume, Journal, Recovered, recover};
+
+/// A host with an image.
+pub struct Bench {
+    /// Its file.
+    pub file: PathBuf,
+    /// The image's address.
+    pub image: String,
+    /// Where the volume begins in the file, and its length.
+    pub base: u64,
+    pub len: u64,
+    /// Ranges of the file that are in use: what must come back bit for bit.
+    pub in_use: Vec<(u64, u64)>,
+    /// A file for the checker, and what it says too much about it.
+    pub probe: PathBuf,
+    pub check: Box<dyn Fn(&Path) -> Vec<String>>,
+}
+
+struct Scene {
+    host: Bench,
+    prepared: Prepared,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    /// Digests of hosts that the checker has been asked about.
+    asked: HashSet<[u8; 32]>,
+    /// Whether recoveries are cut too.
+    twice: bool,
+}
+
+fn quiet(_: &'static str, _: u64, _: u64) {}
+
+impl Scene {
+    fn new(host: Bench) -> Self {
+        let address = Address::parse(OsStr::new(&host.image)).unwrap();
+        let mut stack = stack::open(&address, OpenOptions::default()).unwrap();
+        stack.descend(OpenOptions::default()).unwrap();
+        let options = Options { into: vec![b"new".to_vec(), b"out".to_vec()], ..Options::default() };
+        let prepared = relink::prepare(&stack, &options).unwrap();
+        assert_eq!(prepared.refusals, Vec::<String>::new());
+        let before = fs::read(&host.file).unwrap();
+        let mut scene = Self { after: Vec::new(), asked: HashSet::new(), twice: false, host, prepared, before };
+        let machine = Machine::new(scene.before.clone(), 1);
+        scene.commit(&machine).unwrap();
+        machine.restart(Surviving::Nothing);
+        scene.after = machine.host_bytes();
+        scene.silent(&scene.after.clone(), "after");
+        scene
+    }
+    fn volume(&self, machine: &Machine) -> Result<HostVolume> {
+        HostVolume::new(machine.host(), self.host.base, self.host.len)
+    }
+    fn commit(&self, machine: &Machine) -> Result<()> {
+        self.prepared.commit_on(&self.volume(machine)?, machine.journal(), &quiet).map(drop)
+    }
+    fn undo(&self, machine: &Machine) -> Result<()> {
+        relink::undo_on(&mut Journal::open(machine.journal())?, &self.volume(machine)?, &quiet).map(drop)
+    }
+    fn recover(machine: &Machine) -> Result<Recovered> {
+        let mut journal = Journal::open(machine.journal())?;
+        let host = HostVolume::find(&machine.host(), &journal)?;
+        recover(&mut journal, &host, &|_| ())
+    }
+    /// The checker finds nothing; asked once for each state.
+    fn silent(&mut self, disk: &[u8], what: &str) {
+        if self.asked.insert(*blake3::hash(disk).as_bytes()) {
+            fs::write(&self.host.probe, disk).unwrap();
+            assert_eq!((self.host.check)(&self.host.probe), Vec::<String>::new(), "{what}");
+        }
+    }
+    fn is_before(&self, disk: &[u8]) -> bool {
+        let end = (self.host.base + self.host.len) as usize;
+        let same = |(at, len): &(u64, u64)| {
+            let range = *at as usize..(*at + *len) as usize;
+            disk[range.clone()] == self.before[range]
+        };
+        self.host.in_use.iter().all(same)
+            && disk[..self.host.base as usize] == self.before[..self.host.base as usize]
+            && disk[end..] == self.before[end..]
+    }
+    /// Recovers, and judges where the host then is; once more, and nothing is written.
+    fn settle(&mut self, machine: &Machine, what: &str) -> &'static str {
+        if Journal::open(machine.journal()).is_err() {
+            assert!(machine.host_bytes() == self.before, "{what}: no journal, and the host was touched");
+            return "untouched";
+        }
+        let outcome = Self::recover(machine).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let disk = machine.host_bytes();
+        let end = match outcome {
+            Recovered::Forward | Recovered::AlreadyDone => {
+                assert!(disk == self.after, "{what}: {outcome:?}, and not exactly as after");
+                "after"
+            }
+            _ => {
+                assert!(self.is_before(&disk), "{what}: {outcome:?}, and not exactly as before");
+                "before"
+            }
+        };
+        self.silent(&disk, what);
+        machine.arm(None);
+        Self::recover(machine).unwrap_or_else(|e| panic!("{what}, again: {e}"));
+        assert_eq!(machine.ticks(), 0, "{what}: a second recovery writes");
+        end
+    }
+    /// Cuts the power everywhere in `act`, then everywhere in the recovery of each state that this gives.
+    fn everywhere(
+        &mut self,
+        start: &Machine,
+        what: &str,
+        act: &dyn Fn(&Self, &Machine),
+    ) -> BTreeMap<&'static str, u64> {
+        let (mut seen, mut again, mut ends) = (HashSet::new(), HashSet::new(), BTreeMap::new());
+        let whole = start.fork(0);
+        whole.arm(None);
+        act(self, &whole);
+        let ticks = whole.ticks();
+        assert!(ticks > 6, "{what}: {ticks} writes and syncs");
+        for tick in 0..ticks {
+            for surviving in SURVIVING {
+                let machine = start.fork(tick + 1);
+                machine.arm(Some((tick, Fault::PowerCut)));
+                act(self, &machine);
+                machine.restart(surviving);
+                if !seen.insert(machine.digest()) {
+                    continue;
+                }
+                let when = format!("{what} cut at {tick}, {surviving:?}");
+                *ends.entry(self.settle(&machine.fork(2), &when)).or_default() += 1;
+                let whole = machine.fork(3);
+                whole.arm(None);
+                if self.twice {
+                    let _ = Self::recover(&whole);
+                }
+                for second in 0..whole.ticks() {
+                    for surviving in SURVIVING {
+                        let machine = machine.fork(second + 4);
+                        machine.arm(Some((second, Fault::PowerCut)));
+                        let _ = Self::recover(&machine);
+                        machine.restart(surviving);
+                        if again.insert(machine.digest()) {
+                            self.settle(&machine, &format!("{when}; recovery cut at {second}, {surviving:?}"));
+                        }
+                    }
+                }
+            }
+        }
+        // Every write and sync fails once; the machine goes on, or is restarted.
+        for tick in 0..ticks {
+            for (number, restart) in
+                [(5, None), (28, None), (5, Some(Surviving::Nothing)), (28, Some(Surviving::AnySectors))]
+            {
+                let machine = start.fork(tick);
+                machine.arm(Some((tick, Fault::Error(number))));
+                act(self, &machine);
+                if let Some(surviving) = restart {
+                    machine.restart(surviving);
+                }
+                machine.arm(None);
+                self.settle(&machine, &format!("{what}: error {number} at {tick}, {restart:?}"));
+            }
+        }
+        ends
+    }
+}
+
+/// Cuts the power everywhere; with `twice` also in every recovery.
+pub fn run(host: Bench, twice: bool) {
+    let mut scene = Scene::new(host);
+    scene.twice = twice;
+    let start = Machine::new(scene.before.clone(), 7);
+    let ends = scene.everywhere(&start, "commit", &|s, m| drop(s.commit(m)));
+    assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
+    let done = start.fork(0);
+    done.arm(None);
+    scene.commit(&done).unwrap();
+    done.restart(Surviving::Nothing);
+    let ends = scene.everywhere(&done, "undo", &|s, m| drop(s.undo(m)));
+    assert!(ends.contains_key("before"), "{ends:?}");
+    // The whole undo.
+    scene.undo(&done).unwrap();
+    done.restart(Surviving::Nothing);
+    assert!(scene.is_before(&done.host_bytes()));
+}
