@@ -13,6 +13,9 @@ use unimage::relink::{self, Options, Prepared};
 use unimage::stack::{self, Address, OpenOptions};
 use unimage::txn::{HostVolume, Journal, Recovered, recover};
 
+/// What a checker says too much about a host in a file.
+pub type Check = Box<dyn Fn(&Path) -> Vec<String>>;
+
 /// A host with an image.
 pub struct Bench {
     /// Its file.
@@ -26,7 +29,7 @@ pub struct Bench {
     pub in_use: Vec<(u64, u64)>,
     /// A file for the checker, and what it says too much about it.
     pub probe: PathBuf,
-    pub check: Box<dyn Fn(&Path) -> Vec<String>>,
+    pub check: Check,
 }
 
 struct Scene {
