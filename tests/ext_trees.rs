@@ -265,7 +265,7 @@ impl<'c> Wanted<'c> {
             put(fresh.at.get(), &fresh.bytes);
         }
         for copy in &staging.copies {
-            let mut data = self.copies[&copy.origin.volume].clone();
+            let mut data = self.copies[&copy.entry].clone();
             data.resize(copy.to.iter().map(|t| t.1).sum::<u64>() as usize, 0);
             let mut from = 0;
             for (at, len) in &copy.to {

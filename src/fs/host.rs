@@ -133,6 +133,18 @@ pub struct NewEntry {
     pub origin: Option<Origin>,
 }
 
+impl NewEntry {
+    /// Whether it has bytes that are copied.
+    pub fn is_copied(&self) -> bool {
+        match &self.kind {
+            NewKind::File { size, content } | NewKind::Stream { size, content, .. } => {
+                *size > 0 && matches!(content, Content::Copied)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What is to be written: parents before children.
 #[derive(Clone, Debug, Default)]
 pub struct NewTree {

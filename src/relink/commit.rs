@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{ReadAt, Stream};
-use crate::fs::host::{Job, Origin};
+use crate::fs::host::Job;
 use crate::relink::{Done, Prepared, Progress, digest, step};
 use crate::report::manifest;
 use crate::source::medium::JournalFile;
@@ -106,8 +106,9 @@ pub fn refuse(reasons: Vec<String>) -> Result<()> {
 }
 
 impl Sources for Prepared {
-    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>> {
+    fn open(&self, entry: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
         let none = || Error::NotFound("a stream of the plan".into());
+        let origin = self.plan.tree.entries.get(entry).and_then(|e| e.origin).ok_or_else(none)?;
         let (guest, fs) = self.guests.get(origin.volume).zip(self.job.guests.get(origin.volume)).ok_or_else(none)?;
         Ok(fs.open(&guest.tree, origin.stream.ok_or_else(none)?)?)
     }

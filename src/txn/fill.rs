@@ -35,12 +35,12 @@ struct Open<'a> {
 
 impl Open<'_> {
     fn stream(&self, copy: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
-        let origin = self.staging.copies.get(copy).map(|c| c.origin);
-        let origin = origin.ok_or_else(|| Error::NotFound("a stream to be copied".into()))?;
+        let entry = self.staging.copies.get(copy).map(|c| c.entry);
+        let entry = entry.ok_or_else(|| Error::NotFound("a stream to be copied".into()))?;
         if let Some((_, Some(stream))) = self.lock().get(&copy) {
             return Ok(Arc::clone(stream));
         }
-        let stream = self.sources.open(origin)?;
+        let stream = self.sources.open(entry)?;
         if let Some((left, slot)) = self.lock().get_mut(&copy)
             && *left > 1
         {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Stream, Volume};
-use crate::fs::host::Origin;
 
 mod apply;
 mod body;
@@ -46,8 +45,8 @@ pub struct Fresh {
 /// A stream to be copied into units that were free.
 #[derive(Clone, Debug)]
 pub struct Copy {
-    /// Which stream.
-    pub origin: Origin,
+    /// Which stream: a number that [`Sources`] knows. Hosts take the new entry's position in the tree that they are handed.
+    pub entry: usize,
     /// Bytes of it.
     pub size: u64,
     /// Where to, in order: place and bytes, whole units. What is left of the last unit is filled with zeros.
@@ -102,9 +101,9 @@ pub struct Quarantine {
 
 /// Opens the streams that are copied.
 pub trait Sources: Sync {
-    /// The decoded bytes of a stream of a guest.
+    /// The decoded bytes of the stream of this number ([`Copy::entry`]).
     ///
     /// # Errors
     /// Where it can't be read.
-    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>>;
+    fn open(&self, entry: usize) -> Result<Arc<dyn ReadAt<Stream>>>;
 }

@@ -15,7 +15,7 @@ pub fn apply(before: &[u8], staging: &Staging, sources: &BTreeMap<usize, Vec<u8>
         put(fresh.at.get(), &fresh.bytes);
     }
     for copy in &staging.copies {
-        let mut source = sources[&copy.origin.volume].clone();
+        let mut source = sources[&copy.entry].clone();
         assert_eq!(source.len() as u64, copy.size);
         let room: u64 = copy.to.iter().map(|(_, len)| len).sum();
         assert!(room >= copy.size);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use unimage::error::{Error, Result};
 use unimage::extent::{LayerId, Offset, ReadAt, Stream, Volume};
-use unimage::fs::host::Origin;
 use unimage::txn::{About, Checked, HostVolume, Journal, Recovered, Sources, Staging, commit, recover, undo};
 
 use crate::host::*;
@@ -29,8 +28,8 @@ impl ReadAt<Stream> for Bytes {
 struct Copies<'w, 'c>(&'w Wanted<'c>);
 
 impl Sources for Copies<'_, '_> {
-    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>> {
-        let bytes = self.0.sources.get(&origin.volume).ok_or_else(|| Error::NotFound("a stream".into()))?;
+    fn open(&self, entry: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
+        let bytes = self.0.sources.get(&entry).ok_or_else(|| Error::NotFound("a stream".into()))?;
         Ok(Arc::new(Bytes(bytes.clone(), LayerId::fresh())))
     }
 }

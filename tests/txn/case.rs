@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use unimage::error::{Error, Result};
 use unimage::extent::{LayerId, Offset, ReadAt, Stream, Volume};
-use unimage::fs::host::Origin;
 use unimage::txn::{
     About, Checked, Committed, Copy, Fresh, Group, HostVolume, Journal, Quarantine, Recovered, Sources, Staging,
     commit, recover, undo,
@@ -59,25 +58,10 @@ impl ReadAt<Stream> for Bytes {
 pub struct Streams<'a>(pub &'a Case);
 
 impl Sources for Streams<'_> {
-    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>> {
-        let bytes = self.0.streams.get(origin.volume).ok_or_else(|| Error::NotFound("a stream".into()))?;
+    fn open(&self, entry: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
+        let bytes = self.0.streams.get(entry).ok_or_else(|| Error::NotFound("a stream".into()))?;
         Ok(Arc::new(Bytes(bytes.clone(), LayerId::fresh())))
     }
-}
-
-fn origin(position: usize) -> Origin {
-    // Identities of a tree can only be had from one; the position of the volume is enough here.
-    let mut builder = unimage::fs::TreeBuilder::new();
-    let object = builder.object(unimage::fs::Object {
-        kind: unimage::fs::Kind::Dir,
-        number: 0,
-        times: unimage::fs::Times::default(),
-        attributes: 0,
-        mode: None,
-        owner: None,
-        system: false,
-    });
-    Origin { volume: position, stream: None, object }
 }
 
 impl Case {
@@ -147,7 +131,7 @@ impl Case {
             case.staging.fresh.push(Fresh { at: at(sector), bytes: dice.bytes(len) });
             let size = dice.roll(run * 512 - half + 1);
             let to = vec![(Offset::new(sector * 512 + half), run * 512 - half)];
-            case.staging.copies.push(Copy { origin: origin(case.streams.len()), size, to });
+            case.staging.copies.push(Copy { entry: case.streams.len(), size, to });
             case.streams.push(dice.bytes(size));
         }
         // A table of which the commit changes a part, and one of which it changes nothing.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use unimage::error::Error;
 use unimage::extent::{Offset, ReadAt, Stream, Volume};
-use unimage::fs::host::Origin;
 use unimage::txn::{
     About, Checked, Fresh, Group, HostVolume, Journal, Quarantine, Recovered, Sources, Staging, State, commit, undo,
 };
@@ -136,7 +135,7 @@ fn another_version_and_another_file_are_told_apart() {
 struct NoSources;
 
 impl Sources for NoSources {
-    fn open(&self, _: Origin) -> unimage::error::Result<Arc<dyn ReadAt<Stream>>> {
+    fn open(&self, _: usize) -> unimage::error::Result<Arc<dyn ReadAt<Stream>>> {
         Err(Error::NotFound("a stream".into()))
     }
 }

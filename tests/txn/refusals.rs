@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use unimage::error::{Error, Result};
 use unimage::extent::{Offset, ReadAt, Stream, Volume};
-use unimage::fs::host::Origin;
 use unimage::txn::{Checked, Fresh, Group, Journal, Quarantine, Recovered, Sources, Staging, State};
 
 use crate::case::{BEFORE, Case, SECTORS, Streams, run_recover, volume};
@@ -193,9 +192,9 @@ fn a_host_in_quarantine_is_not_committed_to() {
 struct Meanwhile<'a>(Streams<'a>, &'a (dyn Fn() -> Result<()> + Sync));
 
 impl Sources for Meanwhile<'_> {
-    fn open(&self, origin: Origin) -> Result<Arc<dyn ReadAt<Stream>>> {
+    fn open(&self, entry: usize) -> Result<Arc<dyn ReadAt<Stream>>> {
         (self.1)()?;
-        self.0.open(origin)
+        self.0.open(entry)
     }
 }
 

@@ -16,7 +16,7 @@ use super::read::Ext;
 use super::scan::Node;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
-use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::{Kind, ObjectId, Xattr};
 use crate::txn::Staging;
 
@@ -127,13 +127,15 @@ impl Audit<'_> {
                 added.insert(number(self.now, top));
             }
         }
-        let mut copies: HashMap<Origin, Vec<Vec<(u64, u64)>>> = HashMap::new();
+        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
         for copy in &self.staging.copies {
             let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            copies.entry(copy.origin).or_default().push(to);
+            if copies.insert(copy.entry, to).is_some() {
+                return Err(wrong(0, "copies", "one for each file"));
+            }
         }
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for entry in &self.job.tree.entries {
+        for (position, entry) in self.job.tree.entries.iter().enumerate() {
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => objects.get(p).copied().flatten(),
@@ -149,11 +151,12 @@ impl Audit<'_> {
                 if self.before.node(own).is_some_and(|_| own != self.image_number()) || !added.insert(own) {
                     return Err(self.not(entry, "an inode of its own"));
                 }
-                self.entry(entry, object, &mut copies)?;
+                let copied = if entry.is_copied() { copies.remove(&position) } else { None };
+                self.entry(entry, object, copied)?;
             }
             objects.push(Some(object));
         }
-        match copies.values().map(Vec::len).sum::<usize>() {
+        match copies.len() {
             0 => Ok(added),
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
@@ -163,12 +166,7 @@ impl Audit<'_> {
         number(self.before, self.job.image.object)
     }
 
-    fn entry(
-        &self,
-        entry: &NewEntry,
-        object: ObjectId,
-        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
-    ) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
         let tree = &self.now.tree;
         let (image, _) = self.before.node(self.image_number()).ok_or_else(|| self.not(entry, "the image of before"))?;
         let meant = about(self.old, entry, &image.inode);
@@ -211,7 +209,7 @@ impl Audit<'_> {
             NewKind::Symlink(target) if tree.target(object) == Some(target) => Ok(()),
             NewKind::Special(kind) if found.kind == *kind => Ok(()),
             NewKind::File { size, content } if found.kind == Kind::File => {
-                self.content(entry, object, *size, content, copies)
+                self.content(entry, object, *size, content, copied)
             }
             _ => Err(self.not(entry, "the planned kind")),
         }
@@ -223,7 +221,7 @@ impl Audit<'_> {
         object: ObjectId,
         size: u64,
         content: &Content,
-        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
+        copied: Option<Vec<(u64, u64)>>,
     ) -> Result<()> {
         let tree = &self.now.tree;
         let stream = tree.data(object).ok_or_else(|| self.not(entry, "data"))?;
@@ -245,8 +243,7 @@ impl Audit<'_> {
                 });
                 let stored = stored.collect::<Option<Vec<_>>>().ok_or_else(|| self.not(entry, "stored bytes"))?;
                 let at = cut(stored, size);
-                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
-                mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i))).is_some()
+                copied == Some(at)
             }
         };
         if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }

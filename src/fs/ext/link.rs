@@ -157,7 +157,7 @@ impl Build<'_> {
             let links = u16::try_from(count).ok().filter(|_| count <= LINKS);
             let links =
                 links.ok_or_else(|| refused(format!("{} has more than {LINKS} names", printable(&entry.name))))?;
-            let body = self.body(entry)?;
+            let body = self.body(position, entry)?;
             let bytes = self.maker.inode(own, Inode { links, ..inode }, &body, &entry.xattrs)?;
             place(self.fs, &mut self.tables, own, &bytes)?;
         }
@@ -246,7 +246,7 @@ impl Build<'_> {
     }
 
     /// What a new file, link or device holds.
-    fn body(&mut self, entry: &NewEntry) -> Result<Body> {
+    fn body(&mut self, position: usize, entry: &NewEntry) -> Result<Body> {
         let block = u64::from(self.fs.superblock.block);
         let name = || printable(&entry.name);
         Ok(match &entry.kind {
@@ -267,15 +267,13 @@ impl Build<'_> {
                         runs
                     }
                     Content::Copied if size > 0 => {
-                        let origin =
-                            entry.origin.ok_or_else(|| refused(format!("{} is to be copied from nowhere", name())))?;
                         let taken = self.maker.take(size)?;
                         let s = &self.fs.superblock;
                         let unit = block.saturating_mul(s.ratio.into());
                         let to = taken
                             .iter()
                             .map(|(first, len)| (s.byte(s.cluster_block(*first)), len.saturating_mul(unit)));
-                        self.staging.copies.push(Copy { origin, size, to: to.collect() });
+                        self.staging.copies.push(Copy { entry: position, size, to: to.collect() });
                         self.maker.runs(&taken, size)
                     }
                     _ => Vec::new(),

@@ -13,7 +13,7 @@ use crate::fs::fat::names::fold;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::stamp;
 use crate::fs::fat::table::{Bits, Table};
-use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times, Tree};
 use crate::txn::Staging;
 
@@ -216,13 +216,15 @@ impl Audit<'_> {
                 added.insert(top);
             }
         }
-        let mut copies: HashMap<Origin, Vec<Vec<(u64, u64)>>> = HashMap::new();
+        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
         for copy in &self.staging.copies {
             let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            copies.entry(copy.origin).or_default().push(to);
+            if copies.insert(copy.entry, to).is_some() {
+                return Err(wrong(0, "copies", "one for each file"));
+            }
         }
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for entry in &self.job.tree.entries {
+        for (position, entry) in self.job.tree.entries.iter().enumerate() {
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => objects.get(p).copied().flatten(),
@@ -232,10 +234,11 @@ impl Audit<'_> {
             if !added.insert(object) {
                 return Err(self.not(entry, "an entry of its own"));
             }
-            self.entry(entry, object, &mut copies)?;
+            let copied = if entry.is_copied() { copies.remove(&position) } else { None };
+            self.entry(entry, object, copied)?;
             objects.push(Some(object));
         }
-        match copies.values().map(Vec::len).sum::<usize>() {
+        match copies.len() {
             0 => Ok(added),
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
@@ -243,12 +246,7 @@ impl Audit<'_> {
     fn not(&self, entry: &NewEntry, expected: &str) -> Error {
         wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
     }
-    fn entry(
-        &self,
-        entry: &NewEntry,
-        object: ObjectId,
-        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
-    ) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.object).times;
@@ -277,11 +275,7 @@ impl Audit<'_> {
                 });
                 at == cut(planned, size)
             }
-            Content::Copied => {
-                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
-                let found = mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i)));
-                found.is_some()
-            }
+            Content::Copied => copied == Some(at),
         };
         if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
     }

@@ -186,7 +186,7 @@ impl Build<'_> {
     fn files(&mut self, job: &Job<'_>) -> Result<Vec<u32>> {
         let unit = self.fat.boot.cluster_bytes().max(1);
         let mut firsts = Vec::with_capacity(job.tree.entries.len());
-        for entry in &job.tree.entries {
+        for (position, entry) in job.tree.entries.iter().enumerate() {
             let name = || String::from_utf8_lossy(&entry.name).into_owned();
             let runs = match &entry.kind {
                 NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
@@ -206,12 +206,10 @@ impl Build<'_> {
                     runs
                 }
                 NewKind::File { size, content: Content::Copied } if *size > 0 => {
-                    let origin =
-                        entry.origin.ok_or_else(|| refused(format!("{} is to be copied from nowhere", name())))?;
                     let count = u32::try_from(size.div_ceil(unit)).unwrap_or(u32::MAX);
                     let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
                     let to = self.fat.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
-                    self.staging.copies.push(Copy { origin, size: *size, to });
+                    self.staging.copies.push(Copy { entry: position, size: *size, to });
                     runs
                 }
                 _ => Vec::new(),

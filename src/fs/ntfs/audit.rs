@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
-use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::ntfs::encode::filetime;
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::{self, Key};
@@ -33,8 +33,8 @@ fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
     Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
 }
 
-/// Where copies of a stream went: of each, places in order.
-type Copies = HashMap<Origin, Vec<Places>>;
+/// Where copies went, by the positions of their new entries: places in order.
+type Copies = HashMap<usize, Places>;
 /// Bytes and, where they are stored, their place.
 type Places = Vec<(u64, Option<u64>)>;
 
@@ -176,11 +176,14 @@ impl Audit<'_> {
             let mut map: Map<Stream> = Map::new();
             copy.to.iter().for_each(|(at, len)| map.push_stored(*len, self.new.reader.volume.id(), at.get()));
             let to = plain(map.resized(copy.size).extents()).unwrap_or_default();
-            copies.entry(copy.origin).or_default().push(to);
+            if copies.insert(copy.entry, to).is_some() {
+                return Err(wrong(0, "copies", "one for each stream"));
+            }
         }
         let mut streams: HashMap<ObjectId, usize> = HashMap::new();
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for entry in &self.job.tree.entries {
+        for (position, entry) in self.job.tree.entries.iter().enumerate() {
+            let copied = if entry.is_copied() { copies.remove(&position) } else { None };
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => objects.get(p).copied().flatten(),
@@ -189,7 +192,7 @@ impl Audit<'_> {
                 let object = objects.get(*of).copied().flatten().ok_or_else(|| self.not(entry, "a file"))?;
                 let mut all = tree.streams(object);
                 let stream = all.find(|s| tree.stream_name(*s) == Some(&entry.name));
-                self.stream(entry, stream, *size, content, &mut copies)?;
+                self.stream(entry, stream, *size, content, copied)?;
                 let count = streams.entry(object).or_default();
                 *count = count.saturating_add(1);
                 objects.push(None);
@@ -205,7 +208,7 @@ impl Audit<'_> {
                 if !added.insert(object) {
                     return Err(self.not(entry, "a record of its own"));
                 }
-                self.entry(entry, object, &mut copies)?;
+                self.entry(entry, object, copied)?;
             }
             objects.push(Some(object));
         }
@@ -215,12 +218,12 @@ impl Audit<'_> {
                 return Err(wrong(0, "streams", format!("no others in record {}", tree.object(*id).number)));
             }
         }
-        match copies.values().map(Vec::len).sum::<usize>() {
+        match copies.len() {
             0 => Ok(added),
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
     }
-    fn entry(&self, entry: &NewEntry, object: ObjectId, copies: &mut Copies) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.object).times;
@@ -234,7 +237,7 @@ impl Audit<'_> {
             NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
             _ => return Err(self.not(entry, "the planned kind")),
         };
-        self.stream(entry, tree.data(object), size, content, copies)
+        self.stream(entry, tree.data(object), size, content, copied)
     }
     /// A stream is of the planned size, initialized as a whole, and where it was planned to be.
     fn stream(
@@ -243,7 +246,7 @@ impl Audit<'_> {
         stream: Option<StreamId>,
         size: u64,
         content: &Content,
-        copies: &mut Copies,
+        copied: Option<Places>,
     ) -> Result<()> {
         let tree = &self.now.tree;
         let stream = stream.ok_or_else(|| self.not(entry, "data"))?;
@@ -256,10 +259,7 @@ impl Audit<'_> {
             _ if size == 0 => at.is_some_and(|a| a.is_empty()),
             Content::Empty => false,
             Content::Linked(extents) => at.is_some() && at == plain(extents),
-            Content::Copied => at.is_some_and(|at| {
-                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
-                mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i))).is_some()
-            }),
+            Content::Copied => at.is_some() && at == copied,
         };
         if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
     }

@@ -111,7 +111,7 @@ impl Wanted {
         }
         // Of each entry, its node, and its directory where it is one.
         let mut made: Vec<(usize, Option<usize>)> = Vec::with_capacity(job.tree.entries.len());
-        for entry in &job.tree.entries {
+        for (position, entry) in job.tree.entries.iter().enumerate() {
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => made.get(p).and_then(|m| m.1),
@@ -125,7 +125,7 @@ impl Wanted {
                     (node, Some(all.dir(node)))
                 }
                 NewKind::File { size, content } => {
-                    let body = all.content(job, entry, *size, content, from)?;
+                    let body = all.content(job, position, *size, content, from)?;
                     let node = all.node(parent, &entry.name, times, attributes)?;
                     if let Some(n) = all.nodes.get_mut(node) {
                         n.data.push(Value { kind: kind::DATA, name: Vec::new(), body });
@@ -139,7 +139,7 @@ impl Wanted {
                     (node, None)
                 }
                 NewKind::Stream { of, size, content } => {
-                    let body = all.content(job, entry, *size, content, from)?;
+                    let body = all.content(job, position, *size, content, from)?;
                     let node = made.get(*of).filter(|m| m.1.is_none()).map(|m| m.0);
                     let name = utf16::from_wtf8(&entry.name).filter(|n| (1..=255).contains(&n.len()));
                     let name = name.filter(|n| !n.iter().any(|u| [0, 0x2F, 0x3A, 0x5C].contains(u)));
@@ -191,13 +191,13 @@ impl Wanted {
     fn content(
         &mut self,
         job: &Job<'_>,
-        entry: &crate::fs::host::NewEntry,
+        position: usize,
         size: u64,
         content: &Content,
         from: &mut From<'_>,
     ) -> Result<Body> {
         let cluster = from.reader.boot.cluster;
-        let name = || shown(&entry.name);
+        let name = || job.tree.entries.get(position).map(|e| shown(&e.name)).unwrap_or_default();
         if size == 0 {
             return Ok(Body::Resident(Vec::new(), false));
         }
@@ -241,11 +241,10 @@ impl Wanted {
                 runs
             }
             Content::Copied => {
-                let origin = entry.origin.ok_or_else(|| refused(format!("{} is to be copied from nowhere", name())))?;
                 let runs = from.space.take(size.div_ceil(cluster), 1);
                 let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
                 let place = |r: &Run| (Offset::new(r.lcn.saturating_mul(cluster)), r.len.saturating_mul(cluster));
-                self.copies.push(Copy { origin, size, to: runs.iter().map(place).collect() });
+                self.copies.push(Copy { entry: position, size, to: runs.iter().map(place).collect() });
                 runs
             }
         };
