@@ -13,7 +13,7 @@ use crate::fs::exfat::probe;
 use crate::fs::exfat::read::{ExFat, Scan};
 use crate::fs::fat::audit::{cut, slack, wrong};
 use crate::fs::fat::table::Bits;
-use crate::fs::host::{Content, Job, NewEntry, NewKind, Origin};
+use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::{Kind, ObjectId, Times, Tree};
 use crate::txn::Staging;
 
@@ -173,13 +173,15 @@ impl Audit<'_> {
                 added.insert(top);
             }
         }
-        let mut copies: HashMap<Origin, Vec<Vec<(u64, u64)>>> = HashMap::new();
+        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
         for copy in &self.staging.copies {
             let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            copies.entry(copy.origin).or_default().push(to);
+            if copies.insert(copy.entry, to).is_some() {
+                return Err(wrong(0, "copies", "one for each file"));
+            }
         }
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for entry in &self.job.tree.entries {
+        for (position, entry) in self.job.tree.entries.iter().enumerate() {
             let parent = match entry.parent {
                 None => Some(top),
                 Some(p) => objects.get(p).copied().flatten(),
@@ -189,20 +191,16 @@ impl Audit<'_> {
             if !added.insert(object) {
                 return Err(not(entry, "an entry of its own"));
             }
-            self.entry(entry, object, &mut copies)?;
+            let copied = if entry.is_copied() { copies.remove(&position) } else { None };
+            self.entry(entry, object, copied)?;
             objects.push(Some(object));
         }
-        match copies.values().map(Vec::len).sum::<usize>() {
+        match copies.len() {
             0 => Ok(added),
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
     }
-    fn entry(
-        &self,
-        entry: &NewEntry,
-        object: ObjectId,
-        copies: &mut HashMap<Origin, Vec<Vec<(u64, u64)>>>,
-    ) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.object).times;
@@ -232,11 +230,7 @@ impl Audit<'_> {
                 });
                 at == cut(planned, size)
             }
-            Content::Copied => {
-                let mine = entry.origin.and_then(|o| copies.get_mut(&o));
-                let found = mine.and_then(|all| all.iter().position(|to| *to == at).map(|i| all.swap_remove(i)));
-                found.is_some()
-            }
+            Content::Copied => copied == Some(at),
         };
         if right { Ok(()) } else { Err(not(entry, "the planned extents")) }
     }

@@ -176,7 +176,7 @@ impl Build<'_> {
         let unit = fs.boot.cluster_bytes().max(1);
         let empty = Alloc { flags: POSSIBLE, ..Alloc::default() };
         let mut files = vec![empty; job.tree.entries.len()];
-        for (entry, alloc) in job.tree.entries.iter().zip(&mut files) {
+        for (position, (entry, alloc)) in job.tree.entries.iter().zip(&mut files).enumerate() {
             let name = || String::from_utf8_lossy(&entry.name).into_owned();
             match &entry.kind {
                 NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
@@ -196,12 +196,10 @@ impl Build<'_> {
                     self.slack(job, &runs, *size);
                 }
                 NewKind::File { size, content: Content::Copied } if *size > 0 => {
-                    let origin =
-                        entry.origin.ok_or_else(|| refused(format!("{} is to be copied from nowhere", name())))?;
                     let count = fs.boot.clusters_for(*size);
                     let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
                     let to = fs.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
-                    self.staging.copies.push(Copy { origin, size: *size, to });
+                    self.staging.copies.push(Copy { entry: position, size: *size, to });
                     *alloc = self.claim_for(&runs, *size)?;
                 }
                 _ => {}
