@@ -98,6 +98,10 @@ impl<const WIDTH: usize> Entries<WIDTH> {
         let at = number.checked_sub(self.first).and_then(|n| usize::try_from(n).ok())?;
         self.bytes.as_chunks::<WIDTH>().0.get(at).copied()
     }
+    /// Why there are no more entries.
+    pub(super) fn ends(&self) -> &Fault {
+        &self.ends
+    }
     /// The fault that an entry is not as `expected`.
     pub(super) fn wrong(&self, number: u64, expected: impl Into<String>) -> Fault {
         Fault::new(self.name, self.place(number), expected.into())

@@ -15,7 +15,6 @@ impl Guid {
         self.0 == [0; 16]
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "VHDX parents need it"))]
     /// Reads `{xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}`, with or without braces.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();

@@ -18,6 +18,7 @@ mod raw;
 pub mod table;
 mod vdi;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 use gate::{Allow, Closed, Gate, Identity, Opened, Wanted};
@@ -292,7 +293,8 @@ type Recognised = fn(&[u8]) -> bool;
 type Open = fn(&Arc<dyn ReadAt<Device>>, &OpenWith<'_>) -> Result<Disk>;
 
 /// The formats that are told by their first bytes.
-const FORMATS: &[(Recognised, Open)] = &[(vmdk::recognised, vmdk::open), (vdi::recognised, vdi::open)];
+const FORMATS: &[(Recognised, Open)] =
+    &[(vmdk::recognised, vmdk::open), (vhdx::recognised, vhdx::open), (vdi::recognised, vdi::open)];
 
 fn recognise(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
     let mut remarks = Vec::new();

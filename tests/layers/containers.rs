@@ -94,7 +94,6 @@ fn other_containers_are_refused_by_name() {
     for (format, options, word) in [
         ("qcow2", "compat=1.1", "qcow2"),
         ("qcow2", "compat=0.10", "qcow2"),
-        ("vhdx", "subformat=dynamic", "VHDX"),
         ("qed", "cluster_size=65536", "QED"),
         ("parallels", "cluster_size=1048576", "Parallels"),
     ] {
