@@ -3,7 +3,11 @@
 use std::ops::Range;
 
 use super::table::{Fault, Pieces};
+use crate::error::{Error, Result};
 use crate::extent::{Device, Offset, ReadAt};
+
+/// Entries of a whole table that are looked at in one go.
+const BATCH: u64 = 1 << 16;
 
 /// The part of a block that a range covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,16 +129,46 @@ impl<const WIDTH: usize> Entries<WIDTH> {
 
 /// The numbers of entries that lead to where an earlier one leads, in order: a block that is the disk's in two places is
 /// damage, and in tables of many levels it would let a small file say very much.
-pub(super) fn repeated(places: impl Iterator<Item = (u64, u64)>) -> Vec<u64> {
-    let mut all: Vec<(u64, u64)> = places.map(|(number, place)| (place, number)).collect();
-    all.sort_unstable();
+pub(super) fn repeated(mut all: Vec<(u64, u64)>) -> Vec<u64> {
+    all.sort_unstable_by_key(|(number, place)| (*place, *number));
     let again = all.windows(2).filter_map(|w| match w {
-        [(a, _), (b, number)] if a == b => Some(*number),
+        [(_, a), (number, b)] if a == b => Some(*number),
         _ => None,
     });
     let mut out: Vec<u64> = again.collect();
     out.sort_unstable();
     out
+}
+
+/// The [`repeated`] ones among all `count` entries of a table; `place` says where one leads, none where it does not matter.
+/// `block` is what each block takes of the file.
+///
+/// # Errors
+/// [`Error::Corrupt`] for more entries than the file has room for blocks.
+pub(super) fn all_repeated<const WIDTH: usize>(
+    name: &'static str,
+    file: &dyn ReadAt<Device>,
+    table: u64,
+    count: u64,
+    block: u64,
+    place: impl Fn([u8; WIDTH]) -> Option<u64>,
+) -> Result<Vec<u64>> {
+    let most = file.len().checked_div(block).unwrap_or_default().saturating_add(BATCH);
+    let mut all = Vec::new();
+    for part in parts(0..count, BATCH) {
+        let start = part.number.saturating_mul(BATCH);
+        let end = start.saturating_add(part.len);
+        let entries = Entries::<WIDTH>::read(name, file, table, start..end);
+        for number in start..end {
+            let Some(entry) = entries.get(number) else { return Ok(repeated(all)) };
+            all.extend(place(entry).map(|place| (number, place)));
+            if all.len() as u64 > most {
+                let expected = format!("at most {most} blocks in a file of {} bytes", file.len());
+                return Err(Error::corrupt(name, Offset::<Device>::new(entries.place(number)), expected));
+            }
+        }
+    }
+    Ok(repeated(all))
 }
 
 /// Appends `len` bytes of a file from `at` on, if they all lie within the file; else that part of them that does, and

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use super::blocks::{Entries, repeated};
+use super::blocks::all_repeated;
 use super::table::Plain;
 use super::{Disk, Format, OpenWith, Parent, paths};
 use crate::error::{Error, Result};
@@ -145,12 +145,11 @@ fn blocks(
         remarks.push(format!("Virtual PC shows the first {by_geometry} of the disk's {size} bytes, by its geometry"));
     }
     let differencing = footer.disk_type == 4;
-    let entries: u64 = header.entries.into();
     let repeated = match differencing {
         true => {
-            let all = Entries::<4>::read("VHD block allocation table entry", &**device, header.table, 0..entries);
-            let places = (0..entries).map_while(|n| Some((n, u32::from_be_bytes(all.get(n)?))));
-            repeated(places.filter(|(_, s)| *s != ABSENT).map(|(n, s)| (n, s.into())))
+            all_repeated::<4>(table::ENTRY, &**device, header.table, header.entries.into(), header.block, |entry| {
+                Some(u32::from_be_bytes(entry)).filter(|sector| *sector != ABSENT).map(u64::from)
+            })?
         }
         false => Vec::new(),
     };

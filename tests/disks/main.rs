@@ -7,5 +7,6 @@ mod folder;
 mod qemu;
 mod vdi;
 mod vhd;
+mod vhdx;
 mod vmdk;
 mod written;

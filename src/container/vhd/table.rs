@@ -9,7 +9,7 @@ use super::layout::{ABSENT, Header, SECTOR, bit_runs};
 use crate::error::Result;
 use crate::extent::{Device, Offset, ReadAt};
 
-const ENTRY: &str = "VHD block allocation table entry";
+pub(super) const ENTRY: &str = "VHD block allocation table entry";
 
 /// A dynamic or differencing disk.
 pub(super) struct Blocks {

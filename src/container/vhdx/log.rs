@@ -67,22 +67,31 @@ pub(super) struct Need {
     pub(super) entries: usize,
 }
 
-/// Replays the log whose bytes these are, and whose entries bear this GUID, onto `overlay`.
+/// Replays the log whose bytes these are, and whose entries bear this GUID, onto `overlay`; none where no entry bears it.
+/// A writer that sets the GUID before its first entry and is cut off in between (qemu does) leaves a file like that.
 ///
 /// # Errors
 /// [`Error::Corrupt`] where there is no active sequence: then nobody can say what the file should be.
-pub(super) fn replay(at: u64, bytes: &[u8], guid: Guid, overlay: &mut Overlay) -> Result<Need> {
+pub(super) fn replay(at: u64, bytes: &[u8], guid: Guid, overlay: &mut Overlay) -> Result<Option<Need>> {
     let work = bytes.len().saturating_mul(WORK);
-    let mut ring = Ring { bytes, guid, work, known: vec![None; bytes.len() / SECTOR] };
+    let sectors = bytes.as_chunks::<SECTOR>().0;
+    let mut ring = Ring { bytes, guid, work, known: vec![None; sectors.len()] };
     let place = Offset::<Device>::new(at);
-    let active = ring.active()?.ok_or_else(|| {
-        Error::corrupt("VHDX log", place, "valid entries: the file was not closed, and what it needs is damaged")
-    })?;
+    let Some(active) = ring.active()? else {
+        if !sectors.iter().any(|s| s.starts_with(b"loge") && s.get(32..48) == Some(&guid.0)) {
+            return Ok(None);
+        }
+        return Err(Error::corrupt(
+            "VHDX log",
+            place,
+            "valid entries: the file was not closed, and what it needs is damaged",
+        ));
+    };
     for entry in &active {
         ring.apply(entry, overlay)?;
     }
     let last = active.last().ok_or_else(|| Error::corrupt("VHDX log", place, "an entry"))?;
-    Ok(Need { flushed: last.flushed, last: last.last, entries: active.len() })
+    Ok(Some(Need { flushed: last.flushed, last: last.last, entries: active.len() }))
 }
 
 impl<'a> Ring<'a> {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::blocks::repeated;
+use super::blocks::all_repeated;
 use super::{Disk, Format, OpenWith, Parent, paths};
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset, ReadAt};
@@ -15,15 +15,12 @@ mod log;
 mod overlay;
 mod table;
 
-use super::blocks::Entries;
 use super::guid::Guid;
 use layout::{Header, Metadata, Payload, Regions};
 use overlay::Overlay;
 
 /// Bytes of the metadata region that are read: the table, and items of at most 1 MiB in all.
 const MAX_METADATA: u64 = 2 << 20;
-/// Entries of a block allocation table that are looked at in one go.
-const BATCH: u64 = 1 << 16;
 
 /// Whether a file begins like a VHDX.
 pub(super) fn recognised(head: &[u8]) -> bool {
@@ -56,7 +53,16 @@ pub(super) fn open(device: &Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Res
         return Err(Error::corrupt("VHDX block allocation table", Offset::<Device>::new(bat), expected));
     }
     let (repeated, parent) = match &metadata.parent {
-        Some(locator) => (again(&now, bat, blocks, &metadata)?, Some(parent(locator, with, &mut remarks)?)),
+        Some(locator) => {
+            // Only blocks that are made up sector by sector can say much with few bytes.
+            let again = all_repeated::<8>(table::ENTRY, &now, bat, entries, metadata.block, |entry| {
+                match Payload::decode(u64::from_le_bytes(entry)) {
+                    Payload::Partly(at) => Some(at),
+                    _ => None,
+                }
+            })?;
+            (again, Some(parent(locator, with, &mut remarks)?))
+        }
         None => (Vec::new(), None),
     };
     let (files, identity) = ([Arc::clone(device)], header.data_write.to_string());
@@ -107,7 +113,10 @@ fn replayed(device: &Arc<dyn ReadAt<Device>>, header: &Header, remarks: &mut Vec
         return Err(Error::corrupt("VHDX log", place, expected));
     }
     let bytes = device.read_vec(place, len as usize)?;
-    let need = log::replay(at, &bytes, header.log, &mut now)?;
+    let Some(need) = log::replay(at, &bytes, header.log, &mut now)? else {
+        remarks.push("the VHDX was not closed, and its log has no entry of that session: nothing was replayed".into());
+        return Ok(now);
+    };
     if device.len() < need.flushed {
         let expected = format!("a file of at least {} bytes, it has {}: it was cut", need.flushed, device.len());
         return Err(Error::corrupt("VHDX log", place, expected));
@@ -115,32 +124,6 @@ fn replayed(device: &Arc<dyn ReadAt<Device>>, header: &Header, remarks: &mut Vec
     now.extend(need.last);
     remarks.push(format!("the VHDX was not closed: {} entries of its log were replayed in memory", need.entries));
     Ok(now)
-}
-
-/// The entries of blocks that are partly present and lead to where an earlier one leads.
-fn again(now: &Overlay, bat: u64, blocks: u64, metadata: &Metadata) -> Result<Vec<u64>> {
-    let mut all = Vec::new();
-    // Without repetitions the file has room for so many.
-    let most = now.len() / metadata.block.max(1);
-    let mut first = 0;
-    while first < blocks {
-        let end = first.saturating_add(BATCH).min(blocks);
-        let last = metadata.entry(end.saturating_sub(1)).saturating_add(1);
-        let entries = Entries::<8>::read(table::ENTRY, now, bat, metadata.entry(first)..last);
-        for block in first..end {
-            let number = metadata.entry(block);
-            let Some(entry) = entries.get(number) else { return Ok(repeated(all.into_iter())) };
-            if let Payload::Partly(at) = Payload::decode(u64::from_le_bytes(entry)) {
-                if all.len() as u64 > most {
-                    let expected = format!("at most {most} blocks in a file of {} bytes", now.len());
-                    return Err(Error::corrupt("VHDX block allocation table", Offset::<Device>::new(bat), expected));
-                }
-                all.push((number, at));
-            }
-        }
-        first = end;
-    }
-    Ok(repeated(all.into_iter()))
 }
 
 /// The parent, by the first of its names that leads anywhere.

@@ -20,30 +20,61 @@ const BULK: u64 = 256 << 10;
 /// Bytes of a grain's marker: its first sector on the extent, and the bytes that follow.
 const MARKER: usize = 12;
 
+/// Most grain tables: those of 128 TiB where a grain has 64 KiB, of 64 TiB in the format of ESX.
+const MAX_TABLES: u64 = 1 << 22;
+
+/// What an entry of the grain directory says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lead {
+    /// All grains of the table are absent.
+    Absent,
+    /// The table is at this byte.
+    To(u64),
+    /// The table would be at this byte, which is past the end.
+    Past(u64),
+    /// An earlier entry leads there too.
+    Again,
+    /// The entry makes no sense.
+    Odd(&'static str),
+}
+
+impl Lead {
+    fn is_bad(self) -> bool {
+        !matches!(self, Self::Absent | Self::To(_))
+    }
+}
+
 /// A sparse extent.
 pub(super) struct Grains {
-    pub(super) file: Arc<dyn ReadAt<Device>>,
-    pub(super) header: Header,
-    /// The grain directory: where each table is, or why that can't be said.
-    directory: Vec<Result<Option<u64>, Fault>>,
+    file: Arc<dyn ReadAt<Device>>,
+    header: Header,
+    /// The grain directory, as far as it is within the file.
+    directory: Vec<Lead>,
     /// Whether grains that are not here are a parent's.
-    pub(super) has_parent: bool,
+    has_parent: bool,
 }
 
 impl Grains {
     /// Reads the grain directory. What is damaged in it is taken from the second, where there is one and it is sound.
     ///
     /// Gives remarks.
-    pub(super) fn open(file: Arc<dyn ReadAt<Device>>, header: Header, has_parent: bool) -> (Self, Vec<String>) {
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for more tables than any disk has.
+    pub(super) fn open(file: Arc<dyn ReadAt<Device>>, header: Header, has_parent: bool) -> Result<(Self, Vec<String>)> {
         let mut remarks: Vec<String> = header.remarks.iter().map(|r| (*r).to_owned()).collect();
+        if header.tables() > MAX_TABLES {
+            let expected = format!("at most {MAX_TABLES} grain tables, there would be {}", header.tables());
+            return Err(Error::corrupt("VMDK header", Offset::<Device>::new(0), expected));
+        }
         let mut directory = Self::directory(&*file, &header, header.directory);
         if let Some(second) = header.second
-            && (directory.iter().any(Result::is_err) || (directory.len() as u64) < header.tables())
+            && (directory.iter().any(|e| e.is_bad()) || (directory.len() as u64) < header.tables())
         {
             let other = Self::directory(&*file, &header, second);
             let mut taken = 0usize;
-            for (mine, other) in directory.iter_mut().zip(&other).filter(|(m, o)| m.is_err() && o.is_ok()) {
-                mine.clone_from(other);
+            for (mine, other) in directory.iter_mut().zip(&other).filter(|(m, o)| m.is_bad() && !o.is_bad()) {
+                *mine = *other;
                 taken = taken.saturating_add(1);
             }
             let more = other.get(directory.len()..).unwrap_or_default();
@@ -55,37 +86,48 @@ impl Grains {
             }
         }
         // A table that two entries lead to: the later of them leads wrong.
-        let places = (0u64..).zip(&directory).filter_map(|(n, e)| Some((n, e.as_ref().ok().copied().flatten()?)));
-        for number in repeated(places) {
-            let at = header.directory.saturating_add(number.saturating_mul(header.width() as u64));
-            let fault = Fault::new(DIRECTORY, at, "a grain table that no earlier entry leads to");
+        let places = (0u64..).zip(&directory).filter_map(|(n, e)| match e {
+            Lead::To(at) => Some((n, *at)),
+            _ => None,
+        });
+        for number in repeated(places.collect()) {
             if let Some(entry) = usize::try_from(number).ok().and_then(|n| directory.get_mut(n)) {
-                *entry = Err(fault);
+                *entry = Lead::Again;
             }
         }
-        (Self { file, header, directory, has_parent }, remarks)
+        Ok((Self { file, header, directory, has_parent }, remarks))
     }
 
     /// The directory at `at`, as far as the file goes.
-    fn directory(file: &dyn ReadAt<Device>, header: &Header, at: u64) -> Vec<Result<Option<u64>, Fault>> {
+    fn directory(file: &dyn ReadAt<Device>, header: &Header, at: u64) -> Vec<Lead> {
         let table_bytes = header.per_table.saturating_mul(header.width() as u64);
-        let last = file.len().saturating_sub(table_bytes);
-        let have = file.len();
-        let numbers = 0..header.tables();
-        let one = |place: u64, entry: u64| match header.table(entry) {
-            Ok(Some(table)) if table > last => {
-                let expected = format!("a grain table within the file's {have} bytes, it is at {table:#x}");
-                Err(Fault::new(DIRECTORY, place, expected))
-            }
-            Ok(table) => Ok(table),
-            Err(expected) => Err(Fault::new(DIRECTORY, place, expected)),
+        let one = |entry: u64| match header.table(entry) {
+            Ok(None) => Lead::Absent,
+            Ok(Some(table)) if table.saturating_add(table_bytes) > file.len() => Lead::Past(table),
+            Ok(Some(table)) => Lead::To(table),
+            Err(expected) => Lead::Odd(expected),
         };
+        let numbers = 0..header.tables();
         if header.width() == 8 {
             let entries = Entries::<8>::read(DIRECTORY, file, at, numbers.clone());
-            numbers.map_while(|n| Some(one(entries.place(n), u64::from_le_bytes(entries.get(n)?)))).collect()
+            numbers.map_while(|n| Some(one(u64::from_le_bytes(entries.get(n)?)))).collect()
         } else {
             let entries = Entries::<4>::read(DIRECTORY, file, at, numbers.clone());
-            numbers.map_while(|n| Some(one(entries.place(n), u32::from_le_bytes(entries.get(n)?).into()))).collect()
+            numbers.map_while(|n| Some(one(u32::from_le_bytes(entries.get(n)?).into()))).collect()
+        }
+    }
+
+    /// The fault of an entry of the directory, or of one that is not there.
+    fn fault(&self, number: u64, lead: Option<Lead>) -> Fault {
+        let at = self.header.directory.saturating_add(number.saturating_mul(self.header.width() as u64));
+        let have = self.file.len();
+        match lead {
+            Some(Lead::Past(table)) => {
+                Fault::new(DIRECTORY, at, format!("a grain table within the file's {have} bytes, it is at {table:#x}"))
+            }
+            Some(Lead::Again) => Fault::new(DIRECTORY, at, "a grain table that no earlier entry leads to"),
+            Some(Lead::Odd(expected)) => Fault::new(DIRECTORY, at, expected),
+            _ => Fault::new(DIRECTORY, at, format!("an entry within the file's {have} bytes")),
         }
     }
 
@@ -109,8 +151,8 @@ impl Grains {
         self.header.table_covers().saturating_mul(tables)
     }
 
-    fn entry(&self, number: u64) -> Option<&Result<Option<u64>, Fault>> {
-        self.directory.get(usize::try_from(number).ok()?)
+    fn lead(&self, number: u64) -> Option<Lead> {
+        self.directory.get(usize::try_from(number).ok()?).copied()
     }
 
     /// Appends the pieces of `range` of the extent. `extent` is its number in the disk, for the tokens of compressed grains.
@@ -121,35 +163,33 @@ impl Grains {
         let mut at = range.start;
         while at < end {
             let Some(Part { number, len, .. }) = parts(at..end, covers).next() else { break };
-            let next = match self.entry(number) {
+            let next = match self.lead(number) {
                 // All that is left to tables that the directory does not have.
                 None => {
-                    let place = (self.directory.len() as u64).saturating_mul(self.header.width() as u64);
-                    let place = self.header.directory.saturating_add(place);
-                    out.unreadable(end.saturating_sub(at), Fault::new(DIRECTORY, place, "an entry within the file"));
+                    out.unreadable(end.saturating_sub(at), self.fault(number, None));
                     end
                 }
-                Some(Err(fault)) => {
-                    out.unreadable(len, fault.clone());
-                    at.saturating_add(len)
-                }
-                Some(Ok(None)) => {
+                Some(Lead::Absent) => {
                     self.absent(len, out);
                     at.saturating_add(len)
                 }
-                Some(Ok(Some(table))) => {
+                Some(lead @ (Lead::Past(_) | Lead::Again | Lead::Odd(_))) => {
+                    out.unreadable(len, self.fault(number, Some(lead)));
+                    at.saturating_add(len)
+                }
+                Some(Lead::To(table)) => {
                     // As many tables as lie behind each other, up to the bulk.
                     let most = BULK.checked_div(size).unwrap_or_default().max(1);
                     let last = touched(&(at..end), covers).end;
                     let follows = |n: &u64| {
                         let want = table.saturating_add(n.saturating_mul(size));
-                        matches!(self.entry(number.saturating_add(*n)), Some(Ok(Some(t))) if *t == want)
+                        self.lead(number.saturating_add(*n)) == Some(Lead::To(want))
                     };
                     let more = last.saturating_sub(number).min(most);
                     let tables = (1..more).take_while(follows).count() as u64;
                     let after = number.saturating_add(tables).saturating_add(1);
                     let stop = after.saturating_mul(covers).min(end);
-                    self.tables(*table, number, at..stop, extent, out);
+                    self.tables(table, number, at..stop, extent, out);
                     stop
                 }
             };

@@ -38,7 +38,9 @@ pub(super) fn open(device: &File, with: &OpenWith<'_>) -> Result<Disk> {
     let Some(header) = header(&**device)? else {
         return Err(Error::corrupt("VMDK header", Offset::<Device>::new(0), "a header"));
     };
-    let Some((at, len)) = header.descriptor else {
+    // The parts of a split disk have room for a descriptor, and none in it.
+    let empty = |at: u64| device.read_vec(Offset::new(at), 1).is_ok_and(|b| b == [0]);
+    let Some((at, len)) = header.descriptor.filter(|(at, _)| !empty(*at)) else {
         return Err(Error::Unsupported(
             "an extent of a VMDK, without the descriptor that says what it belongs to: the descriptor must be opened"
                 .into(),
@@ -122,11 +124,8 @@ fn build(own: Option<(&File, Header)>, descriptor: Descriptor, with: &OpenWith<'
                         line.len, header.len
                     ));
                 }
-                builder.sparse(
-                    Arc::clone(device),
-                    header,
-                    if descriptor.extents.len() == 1 { None } else { Some(line.len) },
-                );
+                let len = Some(line.len).filter(|_| descriptor.extents.len() > 1);
+                builder.sparse(Arc::clone(device), header, len)?;
             }
             None => builder.line(line)?,
         }
@@ -180,12 +179,13 @@ impl Builder<'_> {
     }
 
     /// A sparse extent of `len` bytes of the disk; none for as many as its header says.
-    fn sparse(&mut self, file: File, header: Header, len: Option<u64>) {
+    fn sparse(&mut self, file: File, header: Header, len: Option<u64>) -> Result<()> {
         let len = len.unwrap_or(header.len);
         self.file(&file);
-        let (grains, remarks) = Grains::open(file, header, self.has_parent);
+        let (grains, remarks) = Grains::open(file, header, self.has_parent)?;
         self.remarks.extend(remarks);
         self.push(len, Content::Sparse(Box::new(grains)));
+        Ok(())
     }
 
     fn file(&mut self, file: &File) {
@@ -232,7 +232,7 @@ impl Builder<'_> {
                     let why = if moved { self.with.other(why)? } else { why };
                     self.remarks.push(why);
                 }
-                self.sparse(file, header, Some(line.len));
+                self.sparse(file, header, Some(line.len))?;
             }
         }
         Ok(())

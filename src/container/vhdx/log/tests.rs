@@ -150,9 +150,15 @@ fn without_a_valid_sequence_it_is_refused() {
     let lone = entry(6, 5 * SECTOR as u32, &[Write::Fill(4, 0xBB)]);
     let mut other = entry(7, 0, &[Write::Fill(4, 0xBB)]);
     other[32] ^= 1;
-    for bytes in [ring(8, &[]), ring(8, &[(0, lone)]), ring(8, &[(0, other)])] {
+    let mut torn = entry(5, 0, &[Write::Fill(4, 0xBB)]);
+    torn[70] ^= 1;
+    for bytes in [ring(8, &[(0, lone)]), ring(8, &[(0, torn)])] {
         let error = replayed(&bytes).unwrap_err().to_string();
         assert!(error.contains("VHDX log"), "{error}");
+    }
+    // Entries of another session, or none, ask for nothing.
+    for bytes in [ring(8, &[]), ring(8, &[(0, other)])] {
+        assert_eq!(replay(0, &bytes, GUID, &mut file()).unwrap(), None);
     }
 }
 
