@@ -122,7 +122,8 @@ pub fn relink(data: &[u8]) {
         for guest in &level.guests {
             let (Ok(tree), Ok(Some(map))) = (guest.tree(), level.volume_in_host(guest.slot)) else { continue };
             let folder = Some(format!("p{}", guest.slot).into_bytes());
-            guests.push(GuestVolume { folder, part: Part::All, tree, layer: guest.volume().id(), map });
+            let fs = guest.fs().ok().map(Arc::clone);
+            guests.push(GuestVolume { folder, part: Part::All, tree, layer: guest.volume().id(), map, fs });
         }
         let into = [b"out".to_vec()];
         let Ok(plan) = plan::build(&guests, writer, &image, &into, &plan::Options::default()) else { continue };

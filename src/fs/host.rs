@@ -29,11 +29,30 @@ pub struct Rules {
     pub special: bool,
     /// Whether a file may have extended attributes.
     pub xattrs: bool,
+    /// Bytes up to which a stream that would be copied is handed over with its bytes ([`Content::Bytes`]), as the metadata may
+    /// have room for it; 0 where it never has.
+    pub inline: u64,
+    /// Whether a file may be zeros to its end from a byte within a unit on, whatever is in the rest of that unit.
+    pub valid: bool,
+    /// Bytes of a compression unit (LZNT1), where compressed streams of as large units and clusters are linked as they are
+    /// ([`Content::Packed`]); 0 where they are not.
+    pub packed: u64,
+    /// Whether it has reparse points: an extended attribute [`REPARSE`] makes one of a file or directory.
+    pub reparse: bool,
+    /// Whether it has security descriptors: an extended attribute [`SECURITY`].
+    pub security: bool,
     /// Whether bytes behind the end of a file may be shown later, so that they are zeroed by default.
     pub slack_shows: bool,
     /// How names are limited.
     pub names: NameRules,
 }
+
+/// The extended attribute that is a reparse buffer (\[MS-FSCC\] 2.1.2), by the name that ntfs-3g has for it.
+pub const REPARSE: &[u8] = b"system.ntfs_reparse_data";
+/// The extended attribute that is a security descriptor (self-relative, \[MS-DTYP\] 2.4.6), by the name that ntfs-3g has for it.
+pub const SECURITY: &[u8] = b"system.ntfs_acl";
+/// The extended attribute that is a list of NTFS's own extended attributes (`FILE_FULL_EA_INFORMATION`, \[MS-FSCC\] 2.4.15).
+pub const EA: &[u8] = b"system.ntfs_ea";
 
 /// Which names a host can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +84,19 @@ pub enum Content {
     /// No byte, no unit.
     Empty,
     /// In these units of the image, in order: extents of the new file in the host volume, each starting on a unit and,
-    /// but for the last, a whole number of units long; no other file has them. Zero extents only where [`Rules::holes`].
+    /// but for the last, a whole number of units long; no other file has them. Zero extents only where [`Rules::holes`]. Where
+    /// [`Rules::valid`], the last stored extent may also end within a unit when only zeros follow.
     Linked(Vec<Extent<Stream, Volume>>),
+    /// In these units of the image, as LZNT1 has them: extents of the compressed form, stored or holes, all of whole units, up to
+    /// a whole number of compression units. Only where [`Rules::packed`].
+    Packed {
+        /// Bytes from the start that were ever written.
+        valid: u64,
+        /// The compressed form.
+        extents: Vec<Extent<Stream, Volume>>,
+    },
+    /// These bytes, in the metadata or in units that are free: at most [`Rules::inline`] of them.
+    Bytes(Vec<u8>),
     /// To be copied from this stream of the guest into units that are free.
     Copied,
 }

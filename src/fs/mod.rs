@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::extent::{Layer, ReadAt, Stream, Volume};
+use crate::extent::{Layer, Map, ReadAt, Stream, Volume};
 
 pub mod exfat;
 pub mod ext;
@@ -53,6 +53,17 @@ pub struct Facts {
     pub remarks: Vec<String>,
 }
 
+/// A compressed stream (LZNT1) as it is stored.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Bytes of a compression unit.
+    pub unit: u64,
+    /// Bytes of a cluster.
+    pub cluster: u64,
+    /// The compressed form: clusters that are stored, and holes, up to a whole number of units.
+    pub map: Map<Stream, Volume>,
+}
+
 /// A file system that was recognised in a volume. Opening has read its superblock or boot sector and what is needed to
 /// find the rest; [`walk`](Self::walk) reads the rest.
 pub trait FileSystem: Send + Sync {
@@ -70,6 +81,16 @@ pub trait FileSystem: Send + Sync {
     /// # Errors
     /// [`crate::error::Error::Unsupported`] for what can't be decoded (encrypted).
     fn open(&self, tree: &Tree, stream: StreamId) -> Result<Arc<dyn Layer<Stream>>>;
+    /// The compressed form of a stream that [`walk`](Self::walk) gave; none where it has none that could be taken over.
+    fn packed(&self, tree: &Tree, stream: StreamId) -> Option<Packed> {
+        let _ = (tree, stream);
+        None
+    }
+    /// The security descriptor of an object (self-relative, \[MS-DTYP\] 2.4.6), where the file system has such and it can be read.
+    fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
+        let _ = (tree, object);
+        None
+    }
     /// This file system as a host to be written, where there is a writer for it.
     fn as_host(&self) -> Option<&dyn host::Host> {
         None

@@ -9,7 +9,10 @@ use crate::fs::host::{Content, Host, HostImage, HostName, Job, NewTree, Rules};
 use crate::fs::{EntryId, Kind, ObjectId, StreamId};
 use crate::plan::claims::Claims;
 use crate::plan::tree::{self, Draft, Shape};
-use crate::plan::{GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, names, verdict};
+use crate::plan::{GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, details, names, verdict};
+
+/// Attribute bit of a directory, also of one that is a reparse point.
+const DIRECTORY: u32 = 0x10;
 
 /// The plan for writing `guests` below `into` of `host`, out of the units of `image`. Cost follows extents.
 ///
@@ -37,7 +40,9 @@ pub fn build(
     for (volume, guest) in guests.iter().enumerate() {
         drafts.volume(volume, guest);
     }
-    let (rows, entries) = tree::assemble(guests, host, &there, drafts.drafts);
+    let mut drafts = drafts.drafts;
+    details::add(guests, rules, &mut drafts);
+    let (rows, entries) = tree::assemble(guests, host, &there, drafts);
     let mut plan = Plan { rows, tree: NewTree { into: into.to_vec(), entries }, zero_slack, totals: Totals::default() };
     let job = Job { tree: &plan.tree, image, zero_slack };
     let space = Space { unit: rules.unit, free_units: host.free_units(), estimate: host.estimate(&job) };
@@ -104,7 +109,17 @@ impl<'a> Drafts<'a> {
         let first = seen.first.get(id.index()).copied().flatten();
         let at = self.drafts.len();
         let data = tree.data(id);
-        match object.kind {
+        let kind =
+            match object.kind {
+                // What such a point is, its buffer says; beside it, the object is a file or a directory.
+                Kind::Symlink | Kind::Junction | Kind::Reparse(_) | Kind::Socket | Kind::Fifo
+                    if self.rules.reparse && details::buffer(tree, id).is_some() =>
+                {
+                    if object.attributes & DIRECTORY == 0 { Kind::File } else { Kind::Dir }
+                }
+                kind => kind,
+            };
+        match kind {
             Kind::Dir => self.add(volume, Some(entry), None, Ok(Shape::Dir)),
             Kind::File => self.data(volume, guest, seen, entry, data, first),
             // A reparse point may keep its data here all the same (a file that a cloud service has brought down).
@@ -189,8 +204,19 @@ impl<'a> Drafts<'a> {
             match verdict::resolve(guest, stream, &mut self.resolved) {
                 Err(reason) => Err(reason),
                 Ok(()) => {
+                    if self.rules.reparse && details::packed_elsewhere(&guest.tree, stream) {
+                        details::as_holes(&mut self.resolved);
+                    }
                     let extents = self.resolved.extents();
                     match verdict::obstacle(extents, info.form, self.rules, self.host) {
+                        Some(Reason::FsCompressed) if info.size <= self.rules.max_file => {
+                            match verdict::packed(guest, stream, self.rules, self.host) {
+                                Some(Content::Packed { valid, extents }) if self.claims.take(&extents) => {
+                                    Ok(Shape::File(info.size, Content::Packed { valid, extents }))
+                                }
+                                _ => Err(Reason::FsCompressed),
+                            }
+                        }
                         Some(reason) => Err(reason),
                         None if info.size > self.rules.max_file => Err(Reason::TooLarge),
                         None if !self.claims.take(extents) => Err(Reason::Shared),
@@ -235,12 +261,12 @@ impl<'a> Drafts<'a> {
         shape: Result<Shape, Reason>,
     ) {
         let verdict = match &shape {
-            Ok(Shape::File(_, Content::Copied)) => Verdict::Copy,
+            Ok(Shape::File(_, Content::Copied | Content::Bytes(_))) => Verdict::Copy,
             Ok(_) => Verdict::Link,
             Err(_) => Verdict::Skip,
         };
         let row = Row { volume, entry, stream, verdict, reason, written: None, renamed: false };
-        self.drafts.push(Draft { row, shape });
+        self.drafts.push(Draft { row, shape, security: None });
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::extent::{LayerId, Map, Volume};
 use crate::fs::host::{HostName, NewKind, NewTree};
-use crate::fs::{EntryId, StreamId, Tree};
+use crate::fs::{EntryId, FileSystem, StreamId, Tree};
 
 mod build;
 mod claims;
+mod details;
 #[cfg(test)]
 mod mock;
 mod names;
@@ -125,6 +126,9 @@ pub struct GuestVolume {
     pub layer: LayerId,
     /// The guest volume resolved down to the host volume.
     pub map: Map<Volume, Volume>,
+    /// Its file system, for what the tree does not have: bytes of small streams, compressed forms, security descriptors. Without
+    /// it these streams are copied, and descriptors left out.
+    pub fs: Option<Arc<dyn FileSystem>>,
 }
 
 /// What the plan is told beside guests and host.

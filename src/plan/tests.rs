@@ -61,7 +61,7 @@ impl Job {
         // The guest volume is the image as a whole.
         let map = self.image.extents().iter().map(|e| (e.len, e.what)).collect();
         let tree = Arc::new(self.builder.finish(self.root));
-        let guest = GuestVolume { folder: None, part: Part::All, tree, layer: self.guest, map };
+        let guest = GuestVolume { folder: None, part: Part::All, tree, layer: self.guest, map, fs: None };
         (guest, HostImage { entry, object: file, map: self.image })
     }
     fn plan(self, host: &Mock) -> Planned {
@@ -309,12 +309,13 @@ fn streams_stay_streams_of_their_files_where_the_host_has_them() {
         ("a:b:x?", "a%3Ab:x?"),
         ("a:b:zone.identifier", "a%3Ab.stream.zone (2).identifier"),
         ("dir", "dir"),
-        ("dir:note", "dir.stream.note"),
+        // Also those of a directory.
+        ("dir:note", "dir:note"),
     ];
     assert_eq!(written, expected);
     assert_eq!(planned.row("a:b:x?"), (Link, None, "a%3Ab:x?".into()));
     let renamed: Vec<_> = planned.plan.rows.iter().map(|r| r.renamed).collect();
-    assert_eq!(renamed, [true, false, true, false, true, false, true]);
+    assert_eq!(renamed, [true, false, true, false, true, false, false]);
     let of = |e: &crate::fs::host::NewEntry| matches!(e.kind, NewKind::Stream { of: 0, size: 10, .. });
     assert_eq!(planned.plan.tree.entries.iter().filter(|e| of(e)).count(), 2);
     // All bytes are counted once.

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
+use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin, SECURITY};
 use crate::fs::{EntryId, Kind, ObjectId, Times};
 use crate::plan::names::{self, Namer};
 use crate::plan::{GuestVolume, Part, Reason, Row};
@@ -23,6 +24,8 @@ pub enum Shape {
 pub struct Draft {
     pub row: Row,
     pub shape: Result<Shape, Reason>,
+    /// The security descriptor of the object, where the host has such.
+    pub security: Option<Arc<[u8]>>,
 }
 
 /// The directory that a new entry is in: that of a guest's object, a volume's uppermost one, or none for `--into`.
@@ -79,7 +82,7 @@ pub fn assemble(
             if let (NewKind::Stream { .. }, Some(stream)) = (&kind, stream) {
                 name = stream.to_vec();
                 draft.row.renamed = false;
-            } else if stream.is_none() && matches!(kind, NewKind::File { .. }) {
+            } else if stream.is_none() && matches!(kind, NewKind::File { .. } | NewKind::Dir) {
                 file = LastFile {
                     of: draft.row.entry.map(|e| (draft.row.volume, e, entries.len())),
                     names: HashSet::new(),
@@ -91,6 +94,7 @@ pub fn assemble(
                 && draft.row.stream.is_none_or(|s| guest.tree.stream_name(s).is_none())
             {
                 entry.xattrs = guest.tree.xattrs(object).to_vec();
+                entry.xattrs.extend(draft.security.map(|d| (SECURITY.to_vec(), d.to_vec())));
             }
             entries.push(entry);
         }

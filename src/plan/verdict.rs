@@ -1,7 +1,7 @@
 //! What a stream's extents allow.
 
 use crate::extent::{Encoding, Extent, LayerId, Map, Stream, Volume, What};
-use crate::fs::host::Rules;
+use crate::fs::host::{Content, Rules};
 use crate::fs::{Form, StreamId};
 use crate::plan::claims::into_unit;
 use crate::plan::{GuestVolume, Reason, Verdict};
@@ -28,6 +28,40 @@ pub fn resolve(guest: &GuestVolume, stream: StreamId, out: &mut Map<Stream, Volu
     Ok(())
 }
 
+/// The compressed form of a stream in the host volume, where the host can take it over: it has the same units and clusters, and every
+/// cluster of the guest is one of the host. Holes between stored clusters are part of the form: none may become one.
+pub fn packed(guest: &GuestVolume, stream: StreamId, rules: Rules, host: Option<LayerId>) -> Option<Content> {
+    let unit = match guest.tree.stream(stream).form {
+        Form::Compressed(unit) if rules.packed > 0 => u64::from(unit),
+        _ => return None,
+    };
+    let form = guest.fs.as_ref()?.packed(&guest.tree, stream)?;
+    if (form.unit, unit, form.cluster) != (rules.packed, rules.packed, rules.unit) {
+        return None;
+    }
+    let mut out: Map<Stream, Volume> = Map::new();
+    for e in form.map.extents() {
+        let What::Stored(p) = e.what else {
+            out.push(e.len, e.what);
+            continue;
+        };
+        let end = p.offset.checked_add(e.len).filter(|end| end.get() <= guest.map.len() && p.layer == guest.layer)?;
+        for piece in guest.map.slice(p.offset..end) {
+            match piece.what {
+                What::Stored(place) if Some(place.layer) == host => out.push(piece.len, piece.what),
+                _ => return None,
+            }
+        }
+    }
+    let whole = |e: &Extent<Stream, Volume>| match e.what {
+        What::Stored(p) => into_unit(rules, p.offset.get()) == 0 && into_unit_of_file(rules, e.len) == 0,
+        What::Zero => into_unit_of_file(rules, e.len) == 0,
+        What::Encoded(_) => false,
+    };
+    let valid = guest.tree.stream(stream).valid;
+    out.extents().iter().all(whole).then(|| Content::Packed { valid, extents: out.extents().to_vec() })
+}
+
 /// Why a stream of some bytes that resolves to these extents can't be linked on the host volume `volume`; none where
 /// only another claim can be in the way. Of several reasons the one that weighs most: first those that leave no way to
 /// the bytes, then how they are kept, then where.
@@ -39,8 +73,15 @@ pub fn obstacle(
 ) -> Option<Reason> {
     let mut worst = (form == Form::Encrypted).then_some(Reason::FsEncrypted);
     let last = extents.len().saturating_sub(1);
+    // From here on all is zeros, and may begin anywhere.
+    let zeros = match extents.iter().rposition(|e| e.what != What::Zero) {
+        Some(before) if rules.valid => before.saturating_add(1),
+        _ => extents.len(),
+    };
     for (i, e) in extents.iter().enumerate() {
-        let ragged = into_unit_of_file(rules, e.start.get()) != 0 || i < last && into_unit_of_file(rules, e.len) != 0;
+        let ends = i < last && i.saturating_add(1) != zeros;
+        let ragged =
+            i < zeros && (into_unit_of_file(rules, e.start.get()) != 0 || ends && into_unit_of_file(rules, e.len) != 0);
         let reason = match e.what {
             What::Encoded(how) => Some(encoded(how)),
             What::Zero if !rules.holes => Some(Reason::HoleUnsupported),

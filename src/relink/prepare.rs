@@ -59,7 +59,8 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
             Some((folder, part)) => {
                 let tree = guest.tree()?;
                 let map = stack.volume_in_host(guest.slot)?;
-                guests.push(GuestVolume { folder, part, tree, layer: guest.volume().id(), map });
+                let fs = Some(Arc::clone(guest.fs()?));
+                guests.push(GuestVolume { folder, part, tree, layer: guest.volume().id(), map, fs });
                 systems.push(Arc::clone(guest.fs()?));
                 wholes.push(guest);
             }
@@ -289,7 +290,8 @@ mod tests {
         };
         let plan = Plan { rows: tree.order().map(row).collect(), ..Plan::default() };
         let layer = LayerId::fresh();
-        let guest = GuestVolume { folder: None, part: Part::All, tree: Arc::clone(&tree), layer, map: Map::new() };
+        let guest =
+            GuestVolume { folder: None, part: Part::All, tree: Arc::clone(&tree), layer, map: Map::new(), fs: None };
         let found = |decode| -> Vec<_> {
             let all = unreadable(&plan, std::slice::from_ref(&guest), &[Arc::new(Broken)], decode);
             all.into_iter().map(|(_, stream)| stream.index()).collect()

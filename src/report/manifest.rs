@@ -257,7 +257,7 @@ mod tests {
 
     fn guest(folder: Option<&str>, part: Part) -> GuestVolume {
         let folder = folder.map(|f| HostName::from(f.as_bytes()));
-        GuestVolume { folder, part, tree: Arc::new(tree()), layer: LayerId::fresh(), map: Map::new() }
+        GuestVolume { folder, part, tree: Arc::new(tree()), layer: LayerId::fresh(), map: Map::new(), fs: None }
     }
 
     #[test]

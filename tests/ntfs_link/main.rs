@@ -3,7 +3,9 @@
 #[path = "../common/apply.rs"]
 mod apply;
 mod faults;
+mod guests;
 mod host;
+mod kept;
 mod kill;
 #[expect(dead_code, reason = "only power cuts are used here")]
 #[path = "../common/machine.rs"]

@@ -11,7 +11,7 @@ fn unimage(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unimage")).args(args).output().unwrap()
 }
 
-fn done(args: &[&str]) -> String {
+pub fn done(args: &[&str]) -> String {
     let out = unimage(args);
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{args:?}: {} {text}", out.status);

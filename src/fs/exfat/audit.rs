@@ -221,7 +221,7 @@ impl Audit<'_> {
         let at = cut(stored.ok_or_else(|| not(entry, "stored and valid bytes"))?, size);
         let right = match content {
             _ if size == 0 => at.is_empty(),
-            Content::Empty => false,
+            Content::Empty | Content::Packed { .. } | Content::Bytes(_) => false,
             Content::Linked(extents) => {
                 let map: Map<Stream, Volume> = extents.iter().map(|e| (e.len, e.what)).collect();
                 let planned = map.extents().iter().map(|e| match e.what {

@@ -416,6 +416,11 @@ impl Host for ExFat {
             symlinks: false,
             special: false,
             xattrs: false,
+            inline: 0,
+            valid: false,
+            packed: 0,
+            reparse: false,
+            security: false,
             slack_shows: true,
             names: NameRules::Win32,
         }

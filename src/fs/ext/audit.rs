@@ -231,7 +231,7 @@ impl Audit<'_> {
         let have = tree.extents(stream);
         let right = match content {
             _ if size == 0 => have.is_empty(),
-            Content::Empty => false,
+            Content::Empty | Content::Packed { .. } | Content::Bytes(_) => false,
             Content::Linked(extents) => {
                 let planned: Map<Stream, Volume> = extents.iter().map(|e: &Extent<_, _>| (e.len, e.what)).collect();
                 have == planned.resized(size).extents()

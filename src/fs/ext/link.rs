@@ -364,6 +364,11 @@ impl Host for Ext {
             symlinks: true,
             special: true,
             xattrs: true,
+            inline: 0,
+            valid: false,
+            packed: 0,
+            reparse: false,
+            security: false,
             slack_shows: true,
             names: NameRules::Posix,
         }

@@ -2,16 +2,19 @@
 //! where copies and new structures went. It also looks at what no checker of Linux sees: order of indexes, initialized
 //! sizes, link counts, names that Win32 can use, both bitmaps bit by bit.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
-use crate::fs::ntfs::encode::filetime;
+use crate::fs::ntfs::encode::{filetime, resident};
+use crate::fs::ntfs::extras::Keeper;
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::{self, Key};
 use crate::fs::ntfs::layout::{BITMAP, DIRECTORY, FileName, MFT, MIRROR, Reference, kind};
+use crate::fs::ntfs::merge::DIRECTORY_BIT;
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::raw::{RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
@@ -19,34 +22,37 @@ use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::refuse;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::upcase;
-use crate::fs::ntfs::wanted::{KEPT, shown, times};
-use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree, utf16};
+use crate::fs::ntfs::wanted::{shown, tail};
+use crate::fs::{EntryId, Kind, ObjectId, Tree, utf16};
 use crate::txn::Staging;
 
-/// Attribute bits that say how the data is kept.
-const FORM_BITS: u32 = 0x200;
 /// In the copies of attributes: has an index of names.
 const HAS_INDEX: u32 = 0x1000_0000;
 
 /// What is not so.
-fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
+pub(super) fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
     Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
 }
 
 /// Where copies went, by the positions of their new entries: places in order.
 type Copies = HashMap<usize, Places>;
 /// Bytes and, where they are stored, their place.
-type Places = Vec<(u64, Option<u64>)>;
+pub(super) type Places = Vec<(u64, Option<u64>)>;
 
-struct Audit<'a> {
+/// Names by record, with all that stands beside them.
+type Names = HashMap<u64, Vec<Vec<u8>>>;
+
+pub(super) struct Audit<'a> {
     old: &'a Ntfs,
-    before: &'a State,
-    new: &'a Ntfs,
-    now: &'a State,
-    job: &'a Job<'a>,
+    pub(super) before: &'a State,
+    pub(super) new: &'a Ntfs,
+    pub(super) now: &'a State,
+    pub(super) job: &'a Job<'a>,
     staging: &'a Staging,
     /// Objects of the new state by record.
     by_number: HashMap<u64, ObjectId>,
+    /// What the host keeps of extended attributes.
+    pub(super) keeper: RefCell<Keeper<'a>>,
 }
 
 pub(super) fn audit(old: &Ntfs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
@@ -61,13 +67,15 @@ pub(super) fn audit(old: &Ntfs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, s
     }
     let now = new.state()?;
     let by_number = now.tree.objects().map(|(id, o)| (o.number, id)).collect();
-    let audit = Audit { old, before: old.state()?, new: &new, now, job, staging, by_number };
+    let before = old.state()?;
+    let keeper = RefCell::new(super::link::keeper(old, before, job)?);
+    let audit = Audit { old, before, new: &new, now, job, staging, by_number, keeper };
     audit.whole()?;
     audit.places()?;
     let added = audit.entries()?;
     audit.older(&added)?;
-    audit.records(&added)?;
-    audit.directories(&added)?;
+    let names = audit.records(&added)?;
+    audit.directories(&added, &names)?;
     audit.slack()
 }
 
@@ -79,8 +87,17 @@ fn set(runs: &[Run], cluster: u64) -> Vec<(u64, u64)> {
     all
 }
 
+/// Whether a resident attribute is written as the encoder writes it, but for its instance.
+fn spelled(a: &super::raw::Raw) -> bool {
+    let Some(value) = &a.value else { return true };
+    let name: Vec<u16> = a.name.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+    let mut meant = resident(a.kind, &name, value, a.kind == kind::FILE_NAME);
+    let _ = crate::bytes::put(&mut meant, 0x0E, a.bytes.get(0x0E..0x10).unwrap_or_default());
+    meant == a.bytes
+}
+
 /// Extents without the identity of the layer, neighbours together.
-fn plain<'e>(extents: impl IntoIterator<Item = &'e Extent<Stream>>) -> Option<Places> {
+pub(super) fn plain<'e>(extents: impl IntoIterator<Item = &'e Extent<Stream>>) -> Option<Places> {
     let mut map: Map<Stream> = Map::new();
     for e in extents {
         map.push(e.len, e.what);
@@ -149,7 +166,7 @@ impl Audit<'_> {
         }
         Ok(())
     }
-    fn not(&self, entry: &NewEntry, expected: &str) -> Error {
+    pub(super) fn not(&self, entry: &NewEntry, expected: &str) -> Error {
         wrong(0, "directory entry", format!("{expected} for {}", shown(&entry.name)))
     }
     /// Whether a record was in use before, and is not the image's.
@@ -223,46 +240,6 @@ impl Audit<'_> {
             n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
         }
     }
-    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
-        let tree = &self.now.tree;
-        let found = tree.object(object);
-        let made = self.before.tree.object(self.job.image.object).times;
-        let t = found.times;
-        let have = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map(filetime));
-        if have != times(entry.times, made).map(Some) || found.attributes & !FORM_BITS != entry.attributes & KEPT {
-            return Err(self.not(entry, "times and attributes as planned"));
-        }
-        let (size, content) = match &entry.kind {
-            NewKind::Dir if found.kind == Kind::Dir => return Ok(()),
-            NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
-            _ => return Err(self.not(entry, "the planned kind")),
-        };
-        self.stream(entry, tree.data(object), size, content, copied)
-    }
-    /// A stream is of the planned size, initialized as a whole, and where it was planned to be.
-    fn stream(
-        &self,
-        entry: &NewEntry,
-        stream: Option<StreamId>,
-        size: u64,
-        content: &Content,
-        copied: Option<Places>,
-    ) -> Result<()> {
-        let tree = &self.now.tree;
-        let stream = stream.ok_or_else(|| self.not(entry, "data"))?;
-        let info = tree.stream(stream);
-        if info.size != size || info.valid != size {
-            return Err(self.not(entry, "a stream of the planned size, initialized as a whole"));
-        }
-        let at = plain(tree.extents(stream));
-        let right = match content {
-            _ if size == 0 => at.is_some_and(|a| a.is_empty()),
-            Content::Empty => false,
-            Content::Linked(extents) => at.is_some() && at == plain(extents),
-            Content::Copied => at.is_some() && at == copied,
-        };
-        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
-    }
     /// All older entries are as they were, the image is gone, and there is nothing else.
     fn older(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
         let (old, new) = (&self.before.tree, &self.now.tree);
@@ -297,14 +274,18 @@ impl Audit<'_> {
             None => Ok(()),
         }
     }
+    pub(super) fn old_reader(&self) -> &Reader {
+        &self.old.reader
+    }
     fn image_records(&self) -> Result<BTreeSet<u64>> {
         let number = self.before.tree.object(self.job.image.object).number;
         Ok(self.old.reader.file(number, 0)?.recs.iter().map(|r| r.number).collect())
     }
     /// Records in use before are the same byte by byte, but for `$MFT`'s own and the directories that changed; those of
     /// the image are free. New ones count their names.
-    fn records(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+    fn records(&self, added: &BTreeSet<ObjectId>) -> Result<Names> {
         let gone = self.image_records()?;
+        let reparse = self.before.reparse_index();
         let size = self.old.reader.boot.record as u64;
         let parents: BTreeSet<u64> = self.changed_dirs()?;
         let before = self.old.reader.records();
@@ -322,7 +303,7 @@ impl Audit<'_> {
                 }
                 continue;
             }
-            if n == MFT || parents.contains(&n) {
+            if n == MFT || parents.contains(&n) || (reparse == Some(n) && self.points(added).next().is_some()) {
                 continue;
             }
             let at = Offset::new(n.saturating_mul(size));
@@ -332,9 +313,11 @@ impl Audit<'_> {
                 return Err(wrong(self.old.reader.place(n).get(), "MFT record", format!("record {n} as it was")));
             }
         }
+        self.reparse_index(added)?;
         for number in &parents {
             self.once(&RawRecord::read(&self.new.reader, *number)?)?;
         }
+        let mut values = Names::new();
         for id in added {
             let number = self.now.tree.object(*id).number;
             let record = RawRecord::read(&self.new.reader, number)?;
@@ -351,13 +334,17 @@ impl Audit<'_> {
             if links.map(usize::from) != Some(names) || names == 0 {
                 return Err(wrong(place, "MFT record", format!("a link count of {names} in record {number}")));
             }
-            let dir = record.flags & DIRECTORY != 0;
-            if dir != (self.now.tree.object(*id).kind == Kind::Dir) {
+            if (record.flags & DIRECTORY != 0) != self.is_dir(*id) {
                 return Err(wrong(place, "MFT record", "the flag of a directory on directories"));
             }
             for r in &chunk.recs {
                 let raw = RawRecord::read(&self.new.reader, r.number)?;
                 self.once(&raw)?;
+                if !raw.attributes.iter().all(spelled) {
+                    return Err(wrong(place, "MFT record", format!("attributes as they are written in {}", r.number)));
+                }
+                let own = raw.attributes.iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| a.value.clone());
+                values.entry(number).or_default().extend(own);
                 let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
                 let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
                 if !sorted || !sizes || self.before.census.in_use.get(r.number) {
@@ -369,7 +356,7 @@ impl Audit<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(values)
     }
     /// No attribute is there twice, but for names.
     fn once(&self, record: &RawRecord) -> Result<()> {
@@ -411,10 +398,10 @@ impl Audit<'_> {
     }
     /// The index of each new or changed directory has exactly the names that the records have, in order, with the right
     /// copies of sizes and attributes in new entries; new names are of use to Win32.
-    fn directories(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+    fn directories(&self, added: &BTreeSet<ObjectId>, values: &Names) -> Result<()> {
         let tree = &self.now.tree;
         let mut all: BTreeSet<u64> = self.changed_dirs()?;
-        all.extend(added.iter().map(|o| tree.object(*o)).filter(|o| o.kind == Kind::Dir).map(|o| o.number));
+        all.extend(added.iter().filter(|o| self.is_dir(**o)).map(|o| tree.object(*o).number));
         // Names by directory, from the records.
         let mut names: BTreeMap<u64, HashSet<(u64, Vec<u8>)>> = BTreeMap::new();
         for (e, _) in tree.order() {
@@ -449,6 +436,10 @@ impl Audit<'_> {
                     ));
                 }
                 if let Some(id) = self.by_number.get(&n).filter(|id| added.contains(id)) {
+                    // The record has the same copies.
+                    if !values.get(&n).is_some_and(|all| all.contains(&key.value)) {
+                        return Err(wrong(place, "directory index", format!("the name that record {n} has")));
+                    }
                     self.copies(key, *id, Reference(number | u64::from(sequence(number)) << 48), place)?;
                 }
             }
@@ -477,18 +468,17 @@ impl Audit<'_> {
         let t = object.times;
         let times = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map_or(0, filetime));
         let (mut size, mut allocated, mut flags) = (0, 0, u64::from(object.attributes));
-        if object.kind == Kind::Dir {
-            flags |= u64::from(HAS_INDEX);
+        if self.is_dir(id) {
+            flags = (flags & !u64::from(DIRECTORY_BIT)) | u64::from(HAS_INDEX);
         } else if let Some(stream) = tree.data(id) {
             size = tree.stream(stream).size;
-            let cluster = self.new.reader.boot.cluster;
-            let there = tree.extents(stream).iter().filter(|e| matches!(e.what, What::Stored(_)));
-            allocated = there.map(|e| e.len.next_multiple_of(cluster)).sum();
+            allocated = self.allocated(stream);
         }
+        let word = self.word(id);
         let name = key.name();
         let right = FileName::decode(&key.value).is_some_and(|n| n.parent == parent)
             && [u64_at(8), u64_at(16), u64_at(24), u64_at(32)] == times
-            && [u64_at(0x28), u64_at(0x30), u64_at(0x38)] == [allocated, size, flags]
+            && [u64_at(0x28), u64_at(0x30), u64_at(0x38)] == [allocated, size, flags | u64::from(word) << 32]
             && upcase::legal(&name);
         if right {
             return Ok(());
@@ -500,19 +490,13 @@ impl Audit<'_> {
         let cluster = self.old.reader.boot.cluster;
         let mut tails = HashSet::new();
         for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
-            let (NewKind::File { size, content: Content::Linked(extents) }
-            | NewKind::Stream { size, content: Content::Linked(extents), .. }) = &entry.kind
-            else {
-                continue;
-            };
-            let used = size.checked_rem(cluster).unwrap_or(0);
-            let Some((What::Stored(place), len)) = extents.last().map(|e| (e.what, e.len)).filter(|_| used != 0) else {
-                continue;
-            };
-            tails.insert((place.offset.get().saturating_add(len), cluster.saturating_sub(used)));
+            if let NewKind::File { content: Content::Linked(extents), .. }
+            | NewKind::Stream { content: Content::Linked(extents), .. } = &entry.kind
+            {
+                tails.extend(tail(extents, cluster));
+            }
         }
-        let staged: HashSet<(u64, u64)> =
-            self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
+        let staged: HashSet<_> = self.staging.slack.iter().copied().collect();
         if staged != tails || staged.len() != self.staging.slack.len() {
             return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
         }

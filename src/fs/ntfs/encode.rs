@@ -4,6 +4,8 @@ use crate::fs::Timestamp;
 use crate::fs::ntfs::layout::{STRIDE, kind};
 use crate::fs::ntfs::runs::{self, Run};
 
+/// Attribute flag: compressed by LZNT1.
+pub const COMPRESSED: u16 = 1;
 /// Attribute flag: has holes.
 pub const SPARSE: u16 = 0x8000;
 /// Bytes that end a record's attributes.
@@ -81,7 +83,7 @@ pub struct Mapped {
 
 /// Bytes before the mapping pairs of a piece.
 pub fn mapped_head(name: &[u16], flags: u16, lowest: u64) -> usize {
-    let head: usize = if flags & (SPARSE | 1) != 0 && lowest == 0 { 0x48 } else { 0x40 };
+    let head: usize = if flags & (SPARSE | COMPRESSED) != 0 && lowest == 0 { 0x48 } else { 0x40 };
     head.saturating_add(name.len().saturating_mul(2)).next_multiple_of(8)
 }
 
@@ -107,7 +109,7 @@ pub fn mapped(kind: u32, name: &[u16], m: &Mapped, lowest: u64, runs: &[Run], ro
     let len = at.saturating_add(pairs.len()).next_multiple_of(8);
     let first = lowest == 0;
     let mut out = Out::default();
-    let extra: usize = if m.flags & (SPARSE | 1) != 0 && first { 0x48 } else { 0x40 };
+    let extra: usize = if m.flags & (SPARSE | COMPRESSED) != 0 && first { 0x48 } else { 0x40 };
     out.u32(kind).u32(len32(len)).u8(1).u8(len8(name.len())).u16(len16(extra)).u16(m.flags).u16(0);
     out.u64(lowest).u64(lowest.saturating_add(vcns).wrapping_sub(1)).u16(len16(at));
     out.u8(if first { m.unit } else { 0 }).to(0x28);
@@ -223,7 +225,7 @@ pub struct Duplicated {
     pub sizes: [u64; 2],
     /// Attributes.
     pub flags: u32,
-    /// Tag of a reparse point.
+    /// Tag of a reparse point, or packed bytes of extended attributes.
     pub reparse: u32,
 }
 

@@ -6,14 +6,18 @@ use crate::error::{Error, Result};
 use crate::extent::{ReadAt, Volume};
 use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
 use crate::fs::ntfs::census::Census;
-use crate::fs::ntfs::layout::{FIRST_USER, ROOT};
+use crate::fs::ntfs::encode::capacity;
+use crate::fs::ntfs::layout::{EXTEND, FIRST_USER, ROOT};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::upcase::UpCase;
-use crate::fs::ntfs::wanted::shown;
+use crate::fs::ntfs::wanted::{MAX_PACKED, shown};
 use crate::fs::ntfs::{audit, link, refuse};
 use crate::fs::{FileSystem, Kind, Tree, utf16};
 use crate::txn::{SECTOR, Staging};
+
+/// Bytes of a record that are kept from streams: times, a name of usual length, security.
+const INLINE_BESIDE: u64 = 0xF0;
 
 /// What a host is known to be, read once.
 pub struct State {
@@ -32,6 +36,12 @@ impl State {
     /// Where that can't be.
     pub fn read(ntfs: &Ntfs) -> Result<Self> {
         Ok(Self { tree: ntfs.walk()?, census: Census::take(&ntfs.reader)?, up: UpCase::load(&ntfs.reader)? })
+    }
+    /// The record of `$Extend\$Reparse`, where there is one.
+    pub fn reparse_index(&self) -> Option<u64> {
+        let extend = self.tree.objects().find(|(_, o)| o.number == EXTEND)?.0;
+        let entry = self.tree.child(extend, b"$Reparse")?;
+        Some(self.tree.object(self.tree.entry(entry).object).number)
     }
     /// The record of the last directory on the way that is there, and how many names lead to it.
     ///
@@ -80,8 +90,10 @@ impl Ntfs {
         let mut dirs = 2u64;
         for entry in &job.tree.entries {
             let runs = match &entry.kind {
-                NewKind::File { content: Content::Linked(extents), .. }
-                | NewKind::Stream { content: Content::Linked(extents), .. } => extents.len() as u64,
+                NewKind::File { content: Content::Linked(extents) | Content::Packed { extents, .. }, .. }
+                | NewKind::Stream { content: Content::Linked(extents) | Content::Packed { extents, .. }, .. } => {
+                    extents.len() as u64
+                }
                 NewKind::Dir => {
                     dirs = dirs.saturating_add(1);
                     0
@@ -103,16 +115,23 @@ impl Ntfs {
 
 impl Host for Ntfs {
     fn rules(&self) -> Rules {
+        let cluster = self.reader.boot.cluster;
         Rules {
-            unit: self.reader.boot.cluster,
+            unit: cluster,
             units_at: 0,
             max_file: 1 << 44,
             holes: true,
             streams: true,
             hard_links: true,
-            symlinks: false,
-            special: false,
-            xattrs: false,
+            symlinks: true,
+            special: true,
+            xattrs: true,
+            // The rest of a record is for the name, times and security.
+            inline: (capacity(self.reader.boot.record) as u64).saturating_sub(INLINE_BESIDE),
+            valid: true,
+            packed: if cluster <= MAX_PACKED { cluster.saturating_mul(16) } else { 0 },
+            reparse: true,
+            security: true,
             slack_shows: false,
             names: NameRules::Win32,
         }
@@ -169,6 +188,18 @@ impl Host for Ntfs {
                 .saturating_add(units.saturating_mul(32))
                 .saturating_add(64 << 10),
         }
+    }
+    fn left_out(&self, job: &Job<'_>) -> Vec<(usize, Vec<u8>)> {
+        let Ok(mut keeper) = self.state().and_then(|state| link::keeper(self, state, job)) else { return Vec::new() };
+        let mut out = Vec::new();
+        for (at, entry) in job.tree.entries.iter().enumerate() {
+            for (name, value) in &entry.xattrs {
+                if !keeper.keeps(name, value) {
+                    out.push((at, name.clone()));
+                }
+            }
+        }
+        out
     }
     fn link(&self, job: &Job<'_>) -> Result<Staging> {
         let reasons = self.refusals(job.image)?;

@@ -1,4 +1,4 @@
-//! Directory indexes (`$I30`): read as they are, and built in bulk. A B-tree, not a B+ tree: an entry between two blocks
+//! Indexes of directories (`$I30`) and of reparse points (`$R`): read as they are, and built in bulk. A B-tree, not a B+ tree: an entry between two blocks
 //! stands above them and nowhere else.
 
 use std::cmp::Ordering;
@@ -13,6 +13,10 @@ use crate::fs::ntfs::upcase::UpCase;
 
 /// `$I30`.
 pub const NAME: [u16; 4] = [0x24, 0x49, 0x33, 0x30];
+/// Bytes of a key of `$R`: the tag, and the reference of the file.
+pub const REPARSE_KEY: usize = 12;
+/// What stands in an entry of `$R` in place of a reference: its data would begin behind the key, and there is none.
+pub const NO_DATA: u64 = 0x1C;
 /// Entry flag: has a child. Header flag: has children.
 const CHILD: u16 = 1;
 /// Entry flag: the end.
@@ -26,12 +30,12 @@ pub const ROOT_HEAD: usize = 0x20;
 /// Depth that no honest index has.
 const MAX_DEPTH: usize = 24;
 
-/// An entry of a directory.
+/// An entry of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// What it leads to.
+    /// What it leads to; in `$R`, [`NO_DATA`].
     pub reference: Reference,
-    /// The `$FILE_NAME`.
+    /// The `$FILE_NAME`; in `$R`, tag and reference.
     pub value: Vec<u8>,
 }
 
@@ -47,9 +51,37 @@ impl Key {
     }
 }
 
+/// What is indexed, and how it is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Names.
+    Names,
+    /// Reparse points: 32 bits by 32 bits.
+    Reparse,
+}
+
+impl Keys {
+    /// Type of the indexed attribute, and collation.
+    fn head(self) -> (u32, u32) {
+        match self {
+            Self::Names => (0x30, 1),
+            Self::Reparse => (0, 0x13),
+        }
+    }
+    fn fits(self, value: &[u8]) -> bool {
+        match self {
+            Self::Names => FileName::decode(value)
+                .is_some_and(|n| !n.name.is_empty() && n.name.len().saturating_add(0x42) == value.len()),
+            Self::Reparse => value.len() == REPARSE_KEY,
+        }
+    }
+}
+
 /// What the head of an `$INDEX_ROOT` says of the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
+    /// What its keys are.
+    pub keys: Keys,
     /// Bytes of a block.
     pub block: usize,
     /// Clusters, or sectors of 512 bytes, of a block.
@@ -61,8 +93,10 @@ impl Form {
     pub fn of(root: &[u8]) -> Option<Self> {
         let u32_at = |at: usize| root.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b));
         let block = usize::try_from(u32_at(8)?).ok()?;
-        let fits = u32_at(0)? == 0x30 && u32_at(4)? == 1 && block.is_power_of_two() && (1024..=65536).contains(&block);
-        fits.then_some(Self { block, per_block: *root.get(0x0C)? })
+        let head = (u32_at(0)?, u32_at(4)?);
+        let keys = [Keys::Names, Keys::Reparse].into_iter().find(|k| k.head() == head)?;
+        let fits = block.is_power_of_two() && (1024..=65536).contains(&block);
+        fits.then_some(Self { keys, block, per_block: *root.get(0x0C)? })
     }
     /// VCNs that a block takes.
     fn step(self, cluster: u64) -> u64 {
@@ -110,7 +144,8 @@ fn fields<'a>(name: &'static str, at: u64, bytes: &'a [u8]) -> Fields<'a, Volume
 /// in no way reached.
 pub fn read(source: &Source<'_>) -> Result<(Form, Vec<Key>)> {
     let f = fields("$INDEX_ROOT", 0, source.root);
-    let form = Form::of(source.root).ok_or_else(|| f.wrong(0, "an index of names with blocks of 1 to 64 KiB"))?;
+    let form = Form::of(source.root)
+        .ok_or_else(|| f.wrong(0, "an index of names or reparse points with blocks of 1 to 64 KiB"))?;
     let blocks = source.blocks.map_or(0, ReadAt::len).checked_div(form.block as u64).unwrap_or(0);
     let mut reading = Reading { source, form, seen: Bits::new(blocks), count: 0, out: Vec::new() };
     reading.node(f.part("$INDEX_ROOT entries", 0x10, source.root.len().saturating_sub(0x10))?, 0)?;
@@ -144,10 +179,8 @@ impl Reading<'_> {
                 return Ok(());
             }
             let value = f.slice(at.saturating_add(ENTRY), key.into())?;
-            if FileName::decode(value)
-                .is_none_or(|n| n.name.is_empty() || n.name.len().saturating_add(0x42) != value.len())
-            {
-                return Err(f.wrong(at, "a $FILE_NAME as the key"));
+            if !self.form.keys.fits(value) {
+                return Err(f.wrong(at, "a $FILE_NAME, or a reparse tag and a reference, as the key"));
             }
             self.out.push(Key { reference: Reference(f.u64(at)?), value: value.to_vec() });
             at = end;
@@ -261,7 +294,8 @@ fn block(form: Form, vcn: u64, items: &[Item<'_>], last: Option<u64>) -> Option<
 
 fn root(form: Form, items: &[Item<'_>], last: Option<u64>) -> Vec<u8> {
     let mut out = Out::default();
-    out.u32(0x30).u32(1).u32(u32::try_from(form.block).unwrap_or(0)).u8(form.per_block).to(0x10);
+    let (kind, collation) = form.keys.head();
+    out.u32(kind).u32(collation).u32(u32::try_from(form.block).unwrap_or(0)).u8(form.per_block).to(0x10);
     out.bytes(&node(items, last, 0x10, None, true));
     out.0
 }
@@ -274,9 +308,14 @@ pub fn small(keys: impl Iterator<Item = usize>) -> usize {
 /// Bytes that the smallest root with blocks takes.
 pub const SMALLEST: usize = ROOT_HEAD + ENTRY + POINTER;
 
+/// A key of reparse points as 32-bit words, by which they are ordered.
+pub fn words(key: &Key) -> Vec<u32> {
+    key.value.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
 /// The index of these keys, which are in order: a root of at most `room` bytes, blocks filled to four fifths. None where
 /// the room is too small even for a root without a key.
-pub fn build(keys: &[Key], form: Form, cluster: u64, room: usize) -> Option<Built> {
+pub fn build(keys: &[&Key], form: Form, cluster: u64, room: usize) -> Option<Built> {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     let mut level: Vec<Item<'_>> = keys.iter().map(|key| Item { key, child: None }).collect();
     let mut last: Option<u64> = None;
@@ -346,7 +385,7 @@ mod tests {
     fn what_is_built_is_read_back() {
         for (block, cluster) in [(4096, 4096), (4096, 512), (4096, 65536), (2048, 512), (8192, 8192)] {
             let per_block = if block as u64 >= cluster { block as u64 / cluster } else { 8 } as u8;
-            let form = Form { block, per_block };
+            let form = Form { keys: Keys::Names, block, per_block };
             for (count, len, room) in [
                 (0, 0, 300),
                 (1, 0, 300),
@@ -358,7 +397,7 @@ mod tests {
                 (3000, 249, 60),
             ] {
                 let keys = keys(count, len);
-                let built = build(&keys, form, cluster, room).unwrap();
+                let built = build(&keys.iter().collect::<Vec<_>>(), form, cluster, room).unwrap();
                 assert!(built.root.len() <= room);
                 let mut bitmap = Bits::new(built.blocks.len() as u64);
                 (0..built.blocks.len()).for_each(|n| _ = bitmap.put(n as u64, true));
@@ -367,13 +406,21 @@ mod tests {
                 assert_eq!(read(&source).unwrap(), (form, keys));
             }
         }
-        assert!(build(&keys(3, 0), Form { block: 4096, per_block: 1 }, 4096, SMALLEST - 1).is_none());
+        assert!(
+            build(
+                &keys(3, 0).iter().collect::<Vec<_>>(),
+                Form { keys: Keys::Names, block: 4096, per_block: 1 },
+                4096,
+                SMALLEST - 1
+            )
+            .is_none()
+        );
     }
 
     #[test]
     fn damage_is_found() {
-        let form = Form { block: 4096, per_block: 1 };
-        let built = build(&keys(400, 30), form, 4096, 300).unwrap();
+        let form = Form { keys: Keys::Names, block: 4096, per_block: 1 };
+        let built = build(&keys(400, 30).iter().collect::<Vec<_>>(), form, 4096, 300).unwrap();
         let full = || Bits::of(vec![0xFF; built.blocks.len() / 8 + 1]);
         let reads = |root: &[u8], blocks: Vec<u8>, bitmap| {
             let blocks = Resident::new(blocks);

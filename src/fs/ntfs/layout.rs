@@ -54,6 +54,10 @@ pub mod kind {
     pub const BITMAP: u32 = 0xB0;
     /// `$REPARSE_POINT`.
     pub const REPARSE_POINT: u32 = 0xC0;
+    /// `$EA_INFORMATION`.
+    pub const EA_INFORMATION: u32 = 0xD0;
+    /// `$EA`.
+    pub const EA: u32 = 0xE0;
     /// The end of a record's attributes.
     pub const END: u32 = 0xFFFF_FFFF;
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::Error;
 use crate::extent::{Encoding, Volume, What};
+use crate::fs::host::{EA, REPARSE};
 use crate::fs::ntfs::layout::{self, DIRECTORY, DOS, EXTEND, FIRST_USER, ROOT, Reference, WIN32, kind};
 use crate::fs::ntfs::pieces::{self, Part, Value};
 use crate::fs::ntfs::reader::Reader;
@@ -18,6 +19,8 @@ const MAX_PROBLEMS: usize = 2000;
 /// Files for which there is room from the start; `$MFT`'s bitmap may be wrong by any number.
 const MAX_RESERVED: usize = 1 << 20;
 const NOTHING: u32 = u32::MAX;
+/// Attribute bit of a directory: only directories that are links have it here.
+pub const DIRECTORY_BIT: u32 = 0x10;
 
 /// Makes the tree of the chunks, which come in order of the records. A file of one record, as nearly all are, is done
 /// with when its chunk was added; those of more wait for all of theirs.
@@ -249,7 +252,15 @@ impl<'a> Merge<'a> {
             if link.is_none() {
                 self.problem(Some(object), &expected(rec.number, "a reparse buffer that is whole"));
             }
-            self.builder.xattr(object, b"system.ntfs_reparse_data".to_vec(), bytes);
+            self.builder.xattr(object, REPARSE.to_vec(), bytes);
+        }
+        let list = of(kind::EA);
+        let mut device = None;
+        if !list.is_empty()
+            && let Some(bytes) = self.value(object, rec.number, list)
+        {
+            device = reparse::device_number(&bytes);
+            self.builder.xattr(object, EA.to_vec(), bytes);
         }
         let mut size = 0;
         for parts in of(kind::DATA).chunk_by(|a, b| a.value() == b.value()) {
@@ -257,7 +268,7 @@ impl<'a> Merge<'a> {
             size = size.max(unnamed);
         }
         if let Some(link) = link {
-            self.reparse(object, link, size);
+            self.reparse(object, link, size, device);
         }
         // A file always has data; where its record is gone, the name may still know how much there was.
         if rec.listed && rec.flags & DIRECTORY == 0 && !of(kind::DATA).iter().any(|p| p.piece.name.is_empty()) {
@@ -300,12 +311,16 @@ impl<'a> Merge<'a> {
         self.whats = whats;
         if named.is_none() { size } else { 0 }
     }
-    fn reparse(&mut self, object: ObjectId, link: Reparse, size: u64) {
+    fn reparse(&mut self, object: ObjectId, link: Reparse, size: u64, device: Option<(u32, u32)>) {
         let (kind, target) = match link {
             Reparse::Symlink(target) => (Kind::Symlink, Some(target)),
             Reparse::Junction(target) => (Kind::Junction, Some(target)),
             Reparse::Socket => (Kind::Socket, None),
             Reparse::Fifo => (Kind::Fifo, None),
+            Reparse::Device(block) => {
+                let (major, minor) = device.unwrap_or_default();
+                (if block { Kind::BlockDevice(major, minor) } else { Kind::CharDevice(major, minor) }, None)
+            }
             // Cloud files, Compact OS, deduplicated files: to their user these are files, with these contents.
             Reparse::Other(_) if size > 0 => return,
             Reparse::Other(tag) => (Kind::Reparse(tag), None),
@@ -313,6 +328,9 @@ impl<'a> Merge<'a> {
         if let Some(o) = self.builder.object_mut(object) {
             // Folders of cloud storage have entries as any other.
             if o.kind != Kind::Dir || target.is_some() {
+                if o.kind == Kind::Dir {
+                    o.attributes |= DIRECTORY_BIT;
+                }
                 o.kind = kind;
             }
         }

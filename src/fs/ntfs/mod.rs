@@ -2,9 +2,13 @@
 //! come from the parent references in `$FILE_NAME`, no index is read.
 
 mod audit;
+mod audit_new;
 mod bits;
 mod census;
+mod dirs;
 mod encode;
+mod extras;
+mod finish;
 mod host;
 mod index;
 pub mod layout;
@@ -22,6 +26,7 @@ mod refuse;
 mod reparse;
 mod runs;
 mod scan;
+mod secure;
 mod space;
 mod stream;
 mod upcase;

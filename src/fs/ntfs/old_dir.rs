@@ -1,20 +1,36 @@
-//! A directory of the host that is to be rebuilt.
+//! An index of the host that is to be rebuilt: of a directory, or of all reparse points.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Layer, Stream};
 use crate::fs::ntfs::bits::Bits;
-use crate::fs::ntfs::index::{self, Built, Form, Key, Source};
+use crate::fs::ntfs::index::{self, Form, Key, Keys, Source};
 use crate::fs::ntfs::layout::{DIRECTORY, kind};
 use crate::fs::ntfs::raw::{RawRecord, stored};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::runs::Run;
 
-/// `$I30` in UTF-16.
-const WIDE_NAME: &[u8] = &[0x24, 0, 0x49, 0, 0x33, 0, 0x30, 0];
+/// Which index of a record.
+#[derive(Clone, Copy, Debug)]
+struct Which {
+    text: &'static [u8],
+    units: &'static [u16],
+    keys: Keys,
+}
 
-/// A directory as it is.
+const NAMES: Which = Which { text: b"$I30", units: &index::NAME, keys: Keys::Names };
+const REPARSE: Which = Which { text: b"$R", units: &[0x24, 0x52], keys: Keys::Reparse };
+
+impl Which {
+    /// Whether an attribute belongs to it.
+    fn has(self, kind: u32, name: &[u8]) -> bool {
+        let units = name.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        matches!(kind, kind::INDEX_ROOT | kind::INDEX_ALLOCATION | kind::BITMAP) && units.eq(self.units.iter().copied())
+    }
+}
+
+/// An index as it is.
 #[derive(Debug)]
 pub struct OldDir {
     /// Its record.
@@ -23,78 +39,94 @@ pub struct OldDir {
     pub form: Form,
     /// Its entries, in order.
     pub keys: Vec<Key>,
-}
-
-/// Whether an attribute belongs to the index of names.
-fn of_index(kind: u32, name: &[u8]) -> bool {
-    matches!(kind, kind::INDEX_ROOT | kind::INDEX_ALLOCATION | kind::BITMAP) && name == WIDE_NAME
+    which: Which,
 }
 
 impl OldDir {
-    /// Reads it with all of its index.
+    /// Reads a directory with all of its index.
     ///
     /// # Errors
     /// [`Error::Refused`] where it can't be rebuilt; [`Error::Corrupt`] where it is damaged.
     pub fn read(reader: &Reader, number: u64) -> Result<Self> {
-        let dir = Self::read_listed(reader, number)?;
+        Self::in_one_record(Self::read_listed(reader, number)?)
+    }
+    /// The index of reparse points, which is in the record of `$Extend\$Reparse`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_reparse(reader: &Reader, number: u64) -> Result<Self> {
+        Self::in_one_record(Self::index(reader, number, REPARSE)?)
+    }
+    fn in_one_record(dir: Self) -> Result<Self> {
         if dir.record.has_list() {
             return Err(Error::Refused(format!(
-                "the directory of MFT record {number} has an attribute list: choose another directory"
+                "the directory of MFT record {} has an attribute list: choose another directory",
+                dir.record.number
             )));
         }
         Ok(dir)
     }
-    /// The same, also where it has an attribute list; such a one can't be rebuilt.
+    /// A directory, also where it has an attribute list; such a one can't be rebuilt.
     ///
     /// # Errors
     /// [`Error::Corrupt`] where it is damaged.
     pub fn read_listed(reader: &Reader, number: u64) -> Result<Self> {
-        let record = RawRecord::read(reader, number)?;
-        let place = reader.place(number);
-        if record.flags & DIRECTORY == 0 {
-            return Err(Error::corrupt(format!("MFT record {number}"), place, "a directory"));
+        let dir = Self::index(reader, number, NAMES)?;
+        if dir.record.flags & DIRECTORY == 0 {
+            return Err(Error::corrupt(format!("MFT record {number}"), reader.place(number), "a directory"));
         }
+        Ok(dir)
+    }
+    fn index(reader: &Reader, number: u64, which: Which) -> Result<Self> {
+        let record = RawRecord::read(reader, number)?;
+        let wrong = |what: &str| Error::corrupt(format!("MFT record {number}"), reader.place(number), what);
         let value = |kind: u32| -> Result<Option<Arc<dyn Layer<Stream>>>> {
             let chunk = reader.file(number, kind)?;
-            if Reader::parts(&chunk, kind, b"$I30").is_empty() {
+            if Reader::parts(&chunk, kind, which.text).is_empty() {
                 return Ok(None);
             }
-            reader.open_value(number, kind, b"$I30").map(Some)
+            reader.open_value(number, kind, which.text).map(Some)
         };
         let bytes = |layer: &dyn Layer<Stream>| {
             let len = usize::try_from(layer.len()).unwrap_or(usize::MAX);
             layer.read_vec(crate::extent::Offset::new(0), len)
         };
-        let root = value(kind::INDEX_ROOT)?;
-        let root = root.ok_or_else(|| Error::corrupt(format!("MFT record {number}"), place, "$INDEX_ROOT"))?;
+        let root = value(kind::INDEX_ROOT)?.ok_or_else(|| wrong("$INDEX_ROOT"))?;
         let root = bytes(&*root)?;
         let blocks = value(kind::INDEX_ALLOCATION)?;
         let bitmap = value(kind::BITMAP)?.map_or(Ok(Vec::new()), |b| {
             // A bit for each block: no longer than the volume has bytes, whatever its head says.
             if b.len() > reader.volume.len() {
-                return Err(Error::corrupt(format!("MFT record {number}"), place, "a bitmap within the volume"));
+                return Err(wrong("a bitmap within the volume"));
             }
             bytes(&*b)
         })?;
         let blocks = blocks.as_deref().map(|b| -> &dyn crate::extent::ReadAt<Stream> { b });
         let source = Source { root: &root, blocks, bitmap: Bits::of(bitmap), cluster: reader.boot.cluster };
         let (form, keys) = index::read(&source)?;
-        Ok(Self { record, form, keys })
+        if form.keys != which.keys {
+            return Err(wrong("an index of what its name says"));
+        }
+        Ok(Self { record, form, keys, which })
+    }
+    /// The name of the index in UTF-16.
+    pub fn name(&self) -> &'static [u16] {
+        self.which.units
     }
     /// The clusters of its index.
     pub fn clusters(&self) -> Vec<Run> {
-        let index = self.record.attributes.iter().filter(|a| of_index(a.kind, &a.name));
+        let index = self.record.attributes.iter().filter(|a| self.which.has(a.kind, &a.name));
         index.flat_map(|a| stored(&a.runs).collect::<Vec<_>>()).collect()
     }
     /// Bytes that its new index may take in the record.
     pub fn room(&self) -> usize {
-        let others = self.record.attributes.iter().filter(|a| !of_index(a.kind, &a.name)).map(|a| a.bytes.len());
+        let others = self.record.attributes.iter().filter(|a| !self.which.has(a.kind, &a.name)).map(|a| a.bytes.len());
         self.record.room().saturating_sub(others.sum())
     }
     /// Its record with these attributes for the index.
     pub fn with(&self, index: Vec<(u32, Vec<u8>)>) -> Option<Vec<u8>> {
         let mut all: Vec<(u32, Vec<u8>, bool)> = Vec::new();
-        for a in self.record.attributes.iter().filter(|a| !of_index(a.kind, &a.name)) {
+        for a in self.record.attributes.iter().filter(|a| !self.which.has(a.kind, &a.name)) {
             all.push((a.kind, a.bytes.clone(), false));
         }
         for (kind, bytes) in index {
@@ -105,18 +137,3 @@ impl OldDir {
         self.record.with(all.into_iter().map(|(_, bytes, new)| (bytes, new)).collect())
     }
 }
-
-/// Bytes that the attributes beside the root take, at most, where an index has blocks.
-pub const BESIDE: usize = 0xC0;
-
-/// The index of these keys in `room` bytes of a record. None where that is too small.
-pub fn build(keys: &[Key], form: Form, cluster: u64, room: usize) -> Option<Built> {
-    let head = 0x20usize;
-    if index::small(keys.iter().map(Key::len)).saturating_add(head) <= room {
-        return index::build(keys, form, cluster, room.saturating_sub(head));
-    }
-    index::build(keys, form, cluster, room.checked_sub(BESIDE)?.checked_sub(head)?)
-}
-
-/// Room that an index needs at least, whatever its keys.
-pub const LEAST: usize = BESIDE + 0x20 + index::SMALLEST;

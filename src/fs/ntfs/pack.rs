@@ -1,6 +1,6 @@
 //! The attributes of one file over as many records as they need.
 
-use crate::fs::ntfs::encode::{Mapped, SPARSE, list_entry, list_entry_len, mapped, mapped_head, resident};
+use crate::fs::ntfs::encode::{COMPRESSED, Mapped, SPARSE, list_entry, list_entry_len, mapped, mapped_head, resident};
 use crate::fs::ntfs::layout::kind;
 use crate::fs::ntfs::runs::{HOLE, Run};
 
@@ -33,13 +33,19 @@ pub enum Body {
         size: u64,
         /// Bytes that are initialized.
         valid: u64,
+        /// Whether they are compressed, in units of 16 clusters.
+        packed: bool,
     },
 }
 
 impl Value {
     /// Whether it has holes.
     pub fn sparse(&self) -> bool {
-        matches!(&self.body, Body::Runs { runs, .. } if runs.iter().any(|r| r.lcn == HOLE))
+        matches!(&self.body, Body::Runs { runs, packed: false, .. } if runs.iter().any(|r| r.lcn == HOLE))
+    }
+    /// Whether it is compressed.
+    pub fn packed(&self) -> bool {
+        matches!(&self.body, Body::Runs { packed: true, .. })
     }
     /// Bytes of its clusters with and without holes, and of data; of a resident value its length up to 8, as ntfs-3g has it.
     pub fn sizes(&self, cluster: u64) -> [u64; 3] {
@@ -59,8 +65,11 @@ impl Value {
     fn mapped(&self, cluster: u64) -> Mapped {
         let [allocated, there, size] = self.sizes(cluster);
         let valid = if let Body::Runs { valid, .. } = &self.body { *valid } else { size };
-        let sparse = self.sparse();
-        let (flags, unit) = if sparse { (SPARSE, 4) } else { (0, 0) };
+        let (flags, unit) = match (self.packed(), self.sparse()) {
+            (true, _) => (COMPRESSED, 4),
+            (_, true) => (SPARSE, 4),
+            _ => (0, 0),
+        };
         Mapped { flags, unit, sizes: [allocated, size, valid, there] }
     }
 }
@@ -146,6 +155,14 @@ pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
     Some(Packed { records, list })
 }
 
+/// Bytes that a value takes in a record at least.
+pub fn least(value: &Value) -> usize {
+    match &value.body {
+        Body::Resident(v, indexed) => resident(value.kind, &value.name, v, *indexed).len(),
+        Body::Runs { .. } => mapped_head(&value.name, value.mapped(512).flags, 0).saturating_add(8),
+    }
+}
+
 fn sum(pieces: &[Piece]) -> usize {
     pieces.iter().map(|p| p.bytes.len()).fold(0, usize::saturating_add)
 }
@@ -185,7 +202,7 @@ impl Packed {
     pub fn with_list(&mut self, list: &[u8], runs: Option<(&[Run], u64)>, cluster: u64) -> Option<()> {
         let body = match runs {
             None => Body::Resident(list.to_vec(), false),
-            Some((runs, size)) => Body::Runs { runs: runs.to_vec(), size, valid: size },
+            Some((runs, size)) => Body::Runs { runs: runs.to_vec(), size, valid: size, packed: false },
         };
         let piece =
             whole(&Value { kind: kind::ATTRIBUTE_LIST, name: Vec::new(), body }, cluster, usize::from(u16::MAX))?;

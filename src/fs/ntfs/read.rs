@@ -6,15 +6,19 @@ use rayon::prelude::*;
 
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
-use crate::extent::{Encoding, Layer, MapLayer, Offset, ReadAt, Stream, Volume, What};
+use crate::extent::{Encoding, Layer, Map, MapLayer, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::host::Host;
 use crate::fs::ntfs::host::State;
-use crate::fs::ntfs::layout::{self, BITMAP, Boot, LOG_FILE, MFT, VOLUME, kind};
+use crate::fs::ntfs::layout::{self, BITMAP, Boot, COMPRESSION_MASK, LOG_FILE, MFT, VOLUME, kind};
 use crate::fs::ntfs::merge::Merge;
+use crate::fs::ntfs::pieces;
+use crate::fs::ntfs::raw::RawRecord;
 use crate::fs::ntfs::reader::Reader;
+use crate::fs::ntfs::runs::{HOLE, LOST};
 use crate::fs::ntfs::scan::Chunk;
+use crate::fs::ntfs::secure::{MAX_DESCRIPTOR, Secure};
 use crate::fs::ntfs::stream::Resident;
-use crate::fs::{Facts, FileSystem, Form, ReadOptions, StreamId, Tree, utf16};
+use crate::fs::{Facts, FileSystem, Form, ObjectId, Packed, ReadOptions, StreamId, Tree, utf16};
 
 /// Bytes of `$MFT` that are read at a time: few enough to be still in a core's cache when they are decoded.
 const SWEEP: u64 = 128 << 10;
@@ -36,6 +40,7 @@ pub struct Ntfs {
     clusters: u64,
     /// What is known of it as a host.
     pub(super) state: OnceLock<Result<State>>,
+    secure: OnceLock<Secure>,
 }
 
 /// Opens the volume where its boot sector says that it is NTFS; a damaged one is replaced by its backup at the end of
@@ -89,7 +94,11 @@ fn backup(volume: Arc<dyn ReadAt<Volume>>, why: &str) -> Option<Arc<dyn FileSyst
 
 impl Ntfs {
     pub(super) fn new(reader: Reader) -> Self {
-        Self { clusters: reader.boot.clusters(), reader, state: OnceLock::new() }
+        Self { clusters: reader.boot.clusters(), reader, state: OnceLock::new(), secure: OnceLock::new() }
+    }
+    /// The security descriptors that files share.
+    pub(super) fn secure(&self) -> &Secure {
+        self.secure.get_or_init(|| Secure::load(&self.reader))
     }
     pub(super) fn small(&self, number: u64, kind: u32) -> Option<Vec<u8>> {
         let layer = self.reader.open_value(number, kind, b"").ok()?;
@@ -261,6 +270,41 @@ impl FileSystem for Ntfs {
                 Ok(Arc::new(MapLayer::new(map, vec![Arc::clone(&self.reader.volume)])?))
             }
         }
+    }
+    fn packed(&self, tree: &Tree, stream: StreamId) -> Option<Packed> {
+        let info = tree.stream(stream);
+        let chunk = self.reader.file(tree.object(info.object).number, 0).ok()?;
+        let name = tree.stream_name(stream).unwrap_or_default();
+        let parts = Reader::parts(&chunk, kind::DATA, name);
+        let first = parts.first().map(|p| *p.piece).filter(|p| p.lowest == 0 && p.flags & COMPRESSION_MASK == 1)?;
+        let cluster = self.reader.boot.cluster;
+        let unit = 1u64.checked_shl(first.unit.into())?.checked_mul(cluster)?;
+        let (mut map, mut wrong, mut lost) = (Map::new(), None, false);
+        pieces::runs(&parts, &mut wrong, |run| {
+            let len = run.len.saturating_mul(cluster);
+            match run.lcn {
+                HOLE => map.push(len, What::Zero),
+                LOST => lost = true,
+                lcn => map.push_stored(len, self.reader.volume.id(), lcn.saturating_mul(cluster)),
+            }
+        });
+        let whole = map.len() >= info.size && map.len().checked_rem(unit) == Some(0);
+        (whole && !lost && wrong.is_none()).then_some(Packed { unit, cluster, map })
+    }
+    fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
+        let record = RawRecord::read(&self.reader, tree.object(object).number).ok()?;
+        if let Some(own) = record.get(kind::SECURITY_DESCRIPTOR).and_then(|a| a.value.as_deref()) {
+            return Some(own.into());
+        }
+        let info = record.get(kind::STANDARD_INFORMATION)?.value.as_deref()?;
+        let id = info.get(0x34..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
+        if id != 0 {
+            return self.secure().get(id).cloned();
+        }
+        let far =
+            self.reader.open_value(record.number, kind::SECURITY_DESCRIPTOR, b"").ok().filter(|_| record.has_list())?;
+        let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
+        far.read_vec(Offset::new(0), len).ok().map(Arc::from)
     }
     fn as_host(&self) -> Option<&dyn Host> {
         Some(self)

@@ -67,7 +67,7 @@ pub struct Name {
     pub text: Span,
 }
 
-/// A value, or a piece of one: of `$DATA`, `$ATTRIBUTE_LIST`, `$REPARSE_POINT`, or of what one asks for.
+/// A value, or a piece of one: of `$DATA`, `$ATTRIBUTE_LIST`, `$REPARSE_POINT`, `$EA`, or of what one asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     /// Type of the attribute.
@@ -203,7 +203,9 @@ impl Chunk {
                 }
                 None => self.wrong(rec.number, place, "$FILE_NAME with a name"),
             },
-            (kind::DATA | kind::ATTRIBUTE_LIST | kind::REPARSE_POINT, _) => self.piece(a, rec, place, context),
+            (kind::DATA | kind::ATTRIBUTE_LIST | kind::REPARSE_POINT | kind::EA, _) => {
+                self.piece(a, rec, place, context)
+            }
             (other, _) if other == context.extra => self.piece(a, rec, place, context),
             _ => {}
         }

@@ -1,35 +1,41 @@
 //! The new tree as NTFS has it: a record for each file and directory, an index for each directory.
 
 use crate::error::{Error, Result};
-use crate::extent::{Offset, What};
+use crate::extent::{Extent, Offset, Stream, Volume, What};
 use crate::fs::Times;
 use crate::fs::host::{Content, Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
-use crate::fs::ntfs::encode::{Duplicated, Out, file_name, filetime};
+use crate::fs::ntfs::dirs::LEAST;
+use crate::fs::ntfs::encode::{Duplicated, Out, capacity, file_name, filetime};
+use crate::fs::ntfs::extras::{Extras, Keeper, Security};
 use crate::fs::ntfs::layout::kind;
-use crate::fs::ntfs::pack::{Body, Value};
+use crate::fs::ntfs::pack::{self, Body, Value};
 use crate::fs::ntfs::reader::Reader;
+use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::runs::{HOLE, Run};
 use crate::fs::ntfs::space::Space;
 use crate::fs::ntfs::upcase;
 use crate::fs::utf16;
-use crate::txn::Copy;
+use crate::txn::{Copy, Fresh};
 
 /// Attribute bits that are kept: read-only, hidden, system, archive, not indexed by content.
 pub const KEPT: u32 = 0x2027;
 /// Attribute bit of a sparse file.
 const SPARSE_FILE: u32 = 0x200;
+/// Attribute bit of a file that is compressed.
+const PACKED_FILE: u32 = 0x800;
+/// Attribute bit of a reparse point.
+const REPARSE_FILE: u32 = 0x400;
+/// Clusters of a compression unit.
+const UNIT: u64 = 16;
+/// The largest cluster of which compression units are made, in bytes.
+pub const MAX_PACKED: u64 = 4096;
+/// Bytes that the runs of a value in clusters take in its record, about.
+const RUNS: usize = 48;
+/// Attribute bit that devices, sockets and pipes of WSL have.
+const SPECIAL_FILE: u32 = 0x4_0000;
 /// In copies of attributes: has an index of names.
 const HAS_INDEX: u32 = 0x1000_0000;
-
-/// Who may do what with new files.
-#[derive(Clone, Debug, Default)]
-pub struct Security {
-    /// Identity of a descriptor in `$Secure`, 0 for none.
-    pub id: u32,
-    /// Or a descriptor of its own.
-    pub descriptor: Option<Vec<u8>>,
-}
 
 /// A new record with its names.
 #[derive(Debug, Default)]
@@ -42,6 +48,8 @@ pub struct Node {
     pub attributes: u32,
     /// Its streams.
     pub data: Vec<Value>,
+    /// Security, reparse buffer, extended attributes.
+    pub extras: Extras,
     /// Position of its directory, for one.
     pub dir: Option<usize>,
 }
@@ -65,7 +73,9 @@ pub struct Wanted {
     /// What is to be copied.
     pub copies: Vec<Copy>,
     /// Bytes behind the ends of linked files.
-    pub tails: Vec<(Offset<crate::extent::Volume>, u32)>,
+    pub tails: Vec<(Offset<Volume>, u32)>,
+    /// Bytes that did not fit into records.
+    pub fresh: Vec<Fresh>,
 }
 
 fn refused(what: impl Into<String>) -> Error {
@@ -95,6 +105,8 @@ pub struct From<'a> {
     pub made: Times,
     /// The volume's table of upper case.
     pub up: &'a upcase::UpCase,
+    /// What becomes of extended attributes.
+    pub keeper: Keeper<'a>,
 }
 
 impl Wanted {
@@ -107,6 +119,7 @@ impl Wanted {
         let mut top = 0;
         for name in job.tree.into.iter().skip(depth) {
             let node = all.node(top, name, times(Times::default(), from.made), 0)?;
+            all.extras(node, from.keeper.none(true));
             top = all.dir(node);
         }
         // Of each entry, its node, and its directory where it is one.
@@ -121,13 +134,27 @@ impl Wanted {
             let attributes = entry.attributes & KEPT;
             let one = match &entry.kind {
                 NewKind::Dir => {
+                    // What is made in a directory with this bit is compressed.
+                    let attributes = attributes | entry.attributes & PACKED_FILE;
                     let node = all.node(parent, &entry.name, times, attributes)?;
+                    all.extras(node, from.keeper.of(entry));
                     (node, Some(all.dir(node)))
                 }
                 NewKind::File { size, content } => {
                     let body = all.content(job, position, *size, content, from)?;
                     let node = all.node(parent, &entry.name, times, attributes)?;
+                    all.extras(node, from.keeper.of(entry));
                     if let Some(n) = all.nodes.get_mut(node) {
+                        n.data.push(Value { kind: kind::DATA, name: Vec::new(), body });
+                    }
+                    (node, None)
+                }
+                NewKind::Symlink(_) | NewKind::Special(_) => {
+                    let node = all.node(parent, &entry.name, times, attributes)?;
+                    let extras = from.keeper.special(entry);
+                    all.extras(node, extras.ok_or_else(|| refused(format!("{} is too long", shown(&entry.name))))?);
+                    if let Some(n) = all.nodes.get_mut(node) {
+                        let body = Body::Resident(Vec::new(), false);
                         n.data.push(Value { kind: kind::DATA, name: Vec::new(), body });
                     }
                     (node, None)
@@ -140,7 +167,7 @@ impl Wanted {
                 }
                 NewKind::Stream { of, size, content } => {
                     let body = all.content(job, position, *size, content, from)?;
-                    let node = made.get(*of).filter(|m| m.1.is_none()).map(|m| m.0);
+                    let node = made.get(*of).map(|m| m.0);
                     let name = utf16::from_wtf8(&entry.name).filter(|n| (1..=255).contains(&n.len()));
                     let name = name.filter(|n| !n.iter().any(|u| [0, 0x2F, 0x3A, 0x5C].contains(u)));
                     let (Some(node), Some(name)) = (node, name) else {
@@ -156,13 +183,53 @@ impl Wanted {
                     }
                     (node, None)
                 }
-                NewKind::Symlink(_) | NewKind::Special(_) => {
-                    return Err(refused("links and special files can't be written to NTFS yet"));
-                }
             };
             made.push(one);
         }
+        let mut nodes = std::mem::take(&mut all.nodes);
+        for node in &mut nodes {
+            all.fit(node, from)?;
+        }
+        all.nodes = nodes;
         Ok(all)
+    }
+    /// Leaves only so many bytes in a node's record that it has room for them; the others go to clusters, the most first.
+    fn fit(&mut self, node: &mut Node, from: &mut From<'_>) -> Result<()> {
+        let cluster = from.reader.boot.cluster;
+        let room = capacity(from.reader.boot.record);
+        loop {
+            let values = node.values(cluster, |_| 0);
+            let index = if node.dir.is_some() { LEAST } else { 0 };
+            let used = values.iter().map(pack::least).fold(index, usize::saturating_add);
+            let len = |v: &Value| match &v.body {
+                Body::Resident(bytes, _) => bytes.len(),
+                Body::Runs { .. } => 0,
+            };
+            let all = node.data.iter_mut().chain(&mut node.extras.ea).chain(&mut node.extras.point);
+            let Some(largest) = all.max_by_key(|v| len(v)).filter(|v| used > room && len(v) > RUNS) else {
+                return Ok(());
+            };
+            let Body::Resident(bytes, _) = &mut largest.body else { return Ok(()) };
+            let bytes = std::mem::take(bytes);
+            let size = bytes.len() as u64;
+            let runs = from.space.take_for_data(size.div_ceil(cluster));
+            let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
+            let mut rest = bytes.as_slice();
+            for run in &runs {
+                let whole = usize::try_from(run.len.saturating_mul(cluster)).unwrap_or(0);
+                let (now, later) = rest.split_at_checked(whole).unwrap_or((rest, &[]));
+                let mut bytes = now.to_vec();
+                bytes.resize(whole, 0);
+                self.fresh.push(Fresh { at: Offset::new(run.lcn.saturating_mul(cluster)), bytes });
+                rest = later;
+            }
+            largest.body = Body::Runs { runs, size, valid: size, packed: false };
+        }
+    }
+    fn extras(&mut self, node: usize, extras: Extras) {
+        if let Some(n) = self.nodes.get_mut(node) {
+            n.extras = extras;
+        }
     }
     fn dir(&mut self, node: usize) -> usize {
         let at = self.dirs.len();
@@ -201,63 +268,97 @@ impl Wanted {
         if size == 0 {
             return Ok(Body::Resident(Vec::new(), false));
         }
-        let runs = match content {
-            Content::Empty => return Err(refused(format!("{} has bytes that are nowhere", name()))),
+        match content {
+            Content::Empty => Err(refused(format!("{} has bytes that are nowhere", name()))),
+            Content::Bytes(bytes) if bytes.len() as u64 == size => Ok(Body::Resident(bytes.clone(), false)),
+            Content::Bytes(_) => Err(refused(format!("{} has other bytes than its size says", name()))),
             Content::Linked(extents) => {
-                let mut runs: Vec<Run> = Vec::new();
-                let mut at = 0u64;
-                for (i, e) in extents.iter().enumerate() {
-                    let last = i.saturating_add(1) == extents.len();
-                    let whole = last || e.len.checked_rem(cluster) == Some(0);
-                    let lcn = match e.what {
-                        What::Zero => Some(HOLE),
-                        What::Stored(p) if p.layer == from.reader.volume.id() => Some(p.offset.get())
-                            .filter(|p| p.checked_rem(cluster) == Some(0))
-                            .and_then(|p| p.checked_div(cluster)),
-                        _ => None,
-                    };
-                    let lcn = lcn.filter(|_| whole && e.start.get() == at);
-                    let lcn =
-                        lcn.ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
-                    let run = Run { len: e.len.div_ceil(cluster), lcn };
-                    at = at.saturating_add(e.len);
-                    if lcn != HOLE {
-                        from.image.put_run(run, false).map_err(|n| {
-                            refused(format!("{}: cluster {n} is not the image's, or another file's too", name()))
-                        })?;
-                    }
-                    match runs.last_mut() {
-                        Some(r) if r.lcn == HOLE && lcn == HOLE => r.len = r.len.saturating_add(run.len),
-                        Some(r) if lcn != HOLE && r.lcn != HOLE && r.skip(r.len).lcn == lcn => {
-                            r.len = r.len.saturating_add(run.len);
-                        }
-                        _ => runs.push(run),
-                    }
+                let (runs, valid, clusters) = linked(extents, from, &name())?;
+                if clusters != size.div_ceil(cluster) || extents.iter().map(|e| e.len).sum::<u64>() != size {
+                    return Err(refused(format!("{}: extents of other bytes than {size}", name())));
                 }
-                if at != size {
-                    return Err(refused(format!("{}: extents of {at} bytes for {size}", name())));
+                self.tail(job, extents, cluster);
+                Ok(Body::Runs { runs, size, valid: valid.min(size), packed: false })
+            }
+            Content::Packed { valid, extents } => {
+                let (runs, _, clusters) = linked(extents, from, &name())?;
+                let whole = clusters.is_multiple_of(UNIT) && extents.iter().all(|e| e.len.is_multiple_of(cluster));
+                if !whole || cluster > MAX_PACKED || clusters.saturating_mul(cluster) < size {
+                    return Err(refused(format!("{}: its extents are no compression units", name())));
                 }
-                self.tail(job, &runs, size, cluster);
-                runs
+                Ok(Body::Runs { runs, size, valid: (*valid).min(size), packed: true })
             }
             Content::Copied => {
-                let runs = from.space.take(size.div_ceil(cluster), 1);
+                let runs = from.space.take_for_data(size.div_ceil(cluster));
                 let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
                 let place = |r: &Run| (Offset::new(r.lcn.saturating_mul(cluster)), r.len.saturating_mul(cluster));
                 self.copies.push(Copy { entry: position, size, to: runs.iter().map(place).collect() });
-                runs
+                Ok(Body::Runs { runs, size, valid: size, packed: false })
             }
-        };
-        Ok(Body::Runs { runs, size, valid: size })
-    }
-    fn tail(&mut self, job: &Job<'_>, runs: &[Run], size: u64, cluster: u64) {
-        let used = size.checked_rem(cluster).unwrap_or(0);
-        if let Some(last) = runs.last().filter(|r| r.lcn != HOLE && job.zero_slack && used > 0) {
-            let end = last.lcn.saturating_add(last.len).saturating_mul(cluster);
-            let len = cluster.saturating_sub(used);
-            self.tails.push((Offset::new(end.saturating_sub(len)), u32::try_from(len).unwrap_or(0)));
         }
     }
+    fn tail(&mut self, job: &Job<'_>, extents: &[Extent<Stream, Volume>], cluster: u64) {
+        self.tails.extend(tail(extents, cluster).filter(|_| job.zero_slack));
+    }
+}
+
+/// Bytes behind the last stored byte of a linked file, in its cluster.
+pub fn tail(extents: &[Extent<Stream, Volume>], cluster: u64) -> Option<(Offset<Volume>, u32)> {
+    let (place, len) = extents.iter().rev().find_map(|e| match e.what {
+        What::Stored(p) => Some((p, e.len)),
+        _ => None,
+    })?;
+    let used = len.checked_rem(cluster).filter(|used| *used > 0)?;
+    let rest = u32::try_from(cluster.saturating_sub(used)).ok()?;
+    Some((place.offset.saturating_add(len), rest))
+}
+
+/// Runs of extents over clusters of the image, which are then no longer the image's; the last stored byte where only zeros follow
+/// (the end where none do), and how many clusters these are.
+fn linked(extents: &[Extent<Stream, Volume>], from: &mut From<'_>, name: &str) -> Result<(Vec<Run>, u64, u64)> {
+    let cluster = from.reader.boot.cluster;
+    let mut runs: Vec<Run> = Vec::new();
+    let (mut at, mut clusters, mut valid) = (0u64, 0u64, u64::MAX);
+    let zeros = extents.iter().rposition(|e| e.what != What::Zero).map_or(0, |n| n.saturating_add(1));
+    for (i, e) in extents.iter().enumerate() {
+        let end = e.start.get().saturating_add(e.len);
+        // Only the last, or the last before zeros to the end, may end within a cluster.
+        let last = i.saturating_add(1) == extents.len();
+        let ragged = end.checked_rem(cluster) != Some(0);
+        let before_zeros = i.saturating_add(1) == zeros && i.saturating_add(2) == extents.len();
+        let lcn = match e.what {
+            What::Zero => Some(HOLE),
+            What::Stored(p) if p.layer == from.reader.volume.id() => {
+                Some(p.offset.get()).filter(|p| p.checked_rem(cluster) == Some(0)).and_then(|p| p.checked_div(cluster))
+            }
+            _ => None,
+        };
+        let lcn = lcn.filter(|_| (last || before_zeros || !ragged) && e.start.get() == at);
+        let lcn = lcn.ok_or_else(|| refused(format!("{name}: its extents are no clusters of the host")))?;
+        if before_zeros && ragged {
+            valid = end;
+        }
+        at = end;
+        let len = end.div_ceil(cluster).saturating_sub(clusters);
+        clusters = clusters.saturating_add(len);
+        if len == 0 {
+            continue;
+        }
+        let run = Run { len, lcn };
+        if lcn != HOLE {
+            from.image
+                .put_run(run, false)
+                .map_err(|n| refused(format!("{name}: cluster {n} is not the image's, or another file's too")))?;
+        }
+        match runs.last_mut() {
+            Some(r) if r.lcn == HOLE && lcn == HOLE => r.len = r.len.saturating_add(run.len),
+            Some(r) if lcn != HOLE && r.lcn != HOLE && r.skip(r.len).lcn == lcn => {
+                r.len = r.len.saturating_add(run.len);
+            }
+            _ => runs.push(run),
+        }
+    }
+    Ok((runs, valid, clusters))
 }
 
 impl Node {
@@ -276,35 +377,47 @@ impl Node {
         if self.dir.is_some() {
             flags |= HAS_INDEX;
         }
-        Duplicated { times: self.times, sizes, flags, reparse: 0 }
+        Duplicated { times: self.times, sizes, flags, reparse: self.extras.word() }
     }
     fn info_flags(&self) -> u32 {
-        self.attributes | if self.sparse() { SPARSE_FILE } else { 0 }
+        let form = [
+            (self.sparse(), SPARSE_FILE),
+            (self.data.iter().any(Value::packed), PACKED_FILE),
+            (self.extras.reparse.is_some(), REPARSE_FILE),
+            (self.extras.reparse.as_deref().and_then(reparse::tag).is_some_and(reparse::is_special), SPECIAL_FILE),
+        ];
+        form.iter().filter(|(is, _)| *is).fold(self.attributes, |all, (_, bit)| all | bit)
     }
     /// `$STANDARD_INFORMATION`.
-    fn information(&self, security: &Security) -> Vec<u8> {
+    fn information(&self) -> Vec<u8> {
         let mut out = Out::default();
         for time in self.times {
             out.u64(time);
         }
         out.u32(self.info_flags()).to(48);
+        let security: &Security = &self.extras.security;
         if security.descriptor.is_none() && security.id != 0 {
             out.u32(0).u32(security.id).u64(0).u64(0);
         }
         out.0
     }
     /// All attributes but those of an index, in order. `parent` gives the reference of a directory.
-    pub fn values(&self, security: &Security, cluster: u64, parent: impl Fn(usize) -> u64) -> Vec<Value> {
+    pub fn values(&self, cluster: u64, parent: impl Fn(usize) -> u64) -> Vec<Value> {
         let value = |kind, v, indexed| Value { kind, name: Vec::new(), body: Body::Resident(v, indexed) };
-        let mut out = vec![value(kind::STANDARD_INFORMATION, self.information(security), false)];
+        let mut out = vec![value(kind::STANDARD_INFORMATION, self.information(), false)];
         let about = self.duplicated(cluster);
         for (dir, name) in &self.names {
             out.push(value(kind::FILE_NAME, file_name(parent(*dir), &about, name), true));
         }
-        if let Some(descriptor) = &security.descriptor {
-            out.push(value(kind::SECURITY_DESCRIPTOR, descriptor.clone(), false));
+        if let Some(descriptor) = &self.extras.security.descriptor {
+            out.push(value(kind::SECURITY_DESCRIPTOR, descriptor.to_vec(), false));
         }
         out.extend_from_slice(&self.data);
+        out.extend(self.extras.point.clone());
+        if let Some(ea) = &self.extras.ea {
+            out.push(value(kind::EA_INFORMATION, self.extras.ea_information.clone(), false));
+            out.push(ea.clone());
+        }
         out
     }
 }

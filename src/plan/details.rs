@@ -1,0 +1,55 @@
+//! What the tree of a guest does not have and some hosts can hold: bytes of small streams, security descriptors; and what there is
+//! of reparse points.
+
+use rayon::prelude::*;
+
+use crate::extent::{Encoding, Map, Offset, Stream, Volume, What};
+use crate::fs::host::{Content, REPARSE, Rules};
+use crate::fs::{Form, ObjectId, StreamId, Tree};
+use crate::plan::GuestVolume;
+use crate::plan::tree::{Draft, Shape};
+
+/// Adds to the drafts what the rules ask for. What can't be read is left as it is: the copy meets the same error.
+pub fn add(guests: &[GuestVolume], rules: Rules, drafts: &mut [Draft]) {
+    if rules.inline == 0 && !rules.security {
+        return;
+    }
+    drafts.par_iter_mut().for_each(|draft| {
+        let Some(guest) = guests.get(draft.row.volume) else { return };
+        let Some(fs) = &guest.fs else { return };
+        if let (Ok(Shape::File(size, content @ Content::Copied)), Some(stream)) = (&mut draft.shape, draft.row.stream)
+            && *size <= rules.inline
+            && let Ok(size) = usize::try_from(*size)
+            && let Ok(layer) = fs.open(&guest.tree, stream)
+            && let Ok(bytes) = layer.read_vec(Offset::new(0), size)
+        {
+            *content = Content::Bytes(bytes);
+        }
+        let named = draft.row.stream.is_some_and(|s| guest.tree.stream_name(s).is_some());
+        if rules.security && !named && matches!(draft.shape, Ok(Shape::File(..) | Shape::Dir)) {
+            let object = draft.row.entry.map(|e| guest.tree.entry(e).object);
+            draft.security = object.and_then(|o| fs.security(&guest.tree, o));
+        }
+    });
+}
+
+/// The reparse buffer of an object.
+pub fn buffer(tree: &Tree, object: ObjectId) -> Option<&[u8]> {
+    tree.xattrs(object).iter().find(|(name, _)| name == REPARSE).map(|(_, value)| value.as_slice())
+}
+
+/// Whether this is the data of a file that is compressed as a whole (Compact OS): its bytes are in a stream beside it, which goes with
+/// it, and its own extents are holes.
+pub fn packed_elsewhere(tree: &Tree, stream: StreamId) -> bool {
+    let info = tree.stream(stream);
+    info.form == Form::Compressed(0) && tree.stream_name(stream).is_none() && buffer(tree, info.object).is_some()
+}
+
+/// Unreadable stretches as holes.
+pub fn as_holes(map: &mut Map<Stream, Volume>) {
+    let all = map.extents().iter().map(|e| match e.what {
+        What::Encoded(Encoding::Unreadable) => (e.len, What::Zero),
+        what => (e.len, what),
+    });
+    *map = all.collect();
+}
