@@ -11,6 +11,8 @@ mod noise;
 #[path = "../common/run.rs"]
 mod run;
 
+pub mod host;
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
