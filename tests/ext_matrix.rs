@@ -10,20 +10,15 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ext_support::host::{Host, Setting, fragments, journal, kept, scatter};
-use ext_support::{Filling, Mount, Random, Rows, fill, kernel_rows, make, run, scratch};
+use ext_support::{Filling, FuseMount, Mount, Random, Rows, fill, kernel_rows, long, make, run, scratch};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
 const FILES: usize = 20_000;
 /// A file with more than ten thousand fragments.
 const FRAGMENTS: &str = "in many fragments";
-
-fn long() -> bool {
-    std::env::var_os("UNIMAGE_LONG").is_some_and(|v| v == "1")
-}
 
 /// A guest, and what its driver says of it.
 struct Guest {
@@ -66,7 +61,9 @@ impl Guest {
             "mkntfs",
             &["-F".as_ref(), "-Q".as_ref(), "-q".as_ref(), "-c".as_ref(), "4096".as_ref(), image.as_os_str()],
         );
-        ntfs_3g(&image, "rw", |root| {
+        {
+            let mount = FuseMount::ntfs(&image, 0, 0, "rw");
+            let root = &mount.dir;
             let mut r = Random(22);
             for n in 0..FILES {
                 let dir = root.join(format!("Users/größe {}/{}", n % 10, n % 100));
@@ -81,9 +78,11 @@ impl Guest {
             let sparse = File::create(root.join("sparse")).unwrap();
             sparse.write_all_at(b"far", 3 << 20).unwrap();
             File::create(root.join("a hole")).unwrap().set_len(1 << 20).unwrap();
-        });
-        let mut rows = Rows::new();
-        ntfs_3g(&image, "ro", |root| {
+        }
+        let mut rows;
+        {
+            let mount = FuseMount::ntfs(&image, 0, 0, "ro");
+            let root = &mount.dir;
             rows = kernel_rows(root);
             for (path, row) in &mut rows {
                 let path = root.join(OsStr::from_bytes(path));
@@ -93,7 +92,7 @@ impl Guest {
                 row.times[3] = Some((ticks.div_euclid(10_000_000), ticks.rem_euclid(10_000_000) as u32 * 100));
                 row.xattrs.clear();
             }
-        });
+        }
         assert!(rows.len() > FILES);
         Self { dir, rows, ntfs: true }
     }
@@ -132,21 +131,6 @@ fn ext_files(root: &Path, r: &mut Random) {
             std::os::unix::fs::symlink(format!("file {n}{}", "/..".repeat(n % 40)), &link).unwrap();
             moment(&link, r);
         }
-    }
-}
-
-/// A mount by ntfs-3g, for as long as `work` takes. It is waited for until the image is nobody's.
-fn ntfs_3g(image: &Path, options: &str, work: impl FnOnce(&Path)) {
-    let at = scratch();
-    run("ntfs-3g", &["-o".as_ref(), options.as_ref(), image.as_os_str(), at.path().as_os_str()]);
-    work(at.path());
-    run("umount", &[at.path()]);
-    for _ in 0..500 {
-        let busy = Command::new("fuser").arg("-s").arg(image).output().unwrap().status.success();
-        if !busy {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -6,6 +6,8 @@
 mod hash;
 #[path = "../common/memory.rs"]
 mod memory;
+#[path = "../common/mounts.rs"]
+mod mounts;
 #[path = "../common/noise.rs"]
 mod noise;
 #[path = "../common/run.rs"]
@@ -31,7 +33,10 @@ use unimage::fs::{FileSystem, Kind, ReadOptions, Timestamp, Tree};
 
 pub use hash::sha256 as sha;
 pub use memory::Memory;
+pub use mounts::Mount as FuseMount;
 pub use noise::Noise as Random;
+pub use run::long;
+use run::output;
 
 /// A volume in a file, read by position.
 pub struct FileVolume {
