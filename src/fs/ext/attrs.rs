@@ -1,22 +1,23 @@
 //! Extended attributes and the targets of links, gathered for many inodes at once.
 
-use super::inode::flags;
-use super::read::Ext;
+use super::inode::{Inode, flags};
 use super::resolve::Mapping;
 use super::scan::{Node, Trouble};
 use super::sweep::sweep;
-use super::xattr::{self, Attribute, Value};
+use super::volume::Ext;
+use super::xattr::{self, Attribute, SYSTEM, Value};
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, Volume};
+use crate::fs::Xattr;
 
-/// Attributes as their owner sees them, and targets of links, by the position of the inode.
+/// Attributes as their owner sees them, and targets of links, each with the position of the inode, ascending.
 #[derive(Debug, Default)]
 pub struct Attributes {
     /// Whole names and values.
-    pub of: Vec<Vec<(Vec<u8>, Vec<u8>)>>,
+    pub of: Vec<(usize, Vec<Xattr>)>,
     /// Targets.
-    pub targets: Vec<Option<Vec<u8>>>,
+    pub targets: Vec<(usize, Vec<u8>)>,
 }
 
 impl Ext {
@@ -24,6 +25,17 @@ impl Ext {
     pub fn inode_attributes(&self, node: &Node, problems: &mut Vec<Error>) -> Vec<Attribute> {
         let Some((offset, area)) = &node.area else { return Vec::new() };
         xattr::in_inode(node.at.saturating_add(*offset), area, problems)
+    }
+
+    /// Inline contents: the 60 bytes of the block map, and what is in the attribute `system.data`.
+    pub fn inline_parts<'a>(&self, node: &'a Node, problems: &mut Vec<Trouble>) -> (&'a [u8; 60], Vec<u8>) {
+        let mut wrong = Vec::new();
+        let rest = self.inode_attributes(node, &mut wrong).into_iter().find_map(|a| match a {
+            Attribute { index: SYSTEM, name, value: Value::Here(value) } if name == b"data" => Some(value),
+            _ => None,
+        });
+        problems.extend(wrong.into_iter().map(|e| (node.number, e)));
+        (&node.inode.block, rest.unwrap_or_default())
     }
 
     /// The attributes of `nodes`, and the targets of the links among them. Their problems are none of the contents'.
@@ -42,10 +54,11 @@ impl Ext {
     fn all_attributes(&self, nodes: &[Node], maps: &[Mapping], problems: &mut Vec<Trouble>) -> Attributes {
         // What one block holds may be every inode's: a crafted volume must not fill the memory by that.
         let mut budget = Budget(self.raw.len().saturating_add(256 << 20));
-        let mut out =
-            Attributes { of: vec![Vec::new(); nodes.len()], targets: self.targets(nodes, maps, &mut budget, problems) };
+        let mut out = Attributes { of: Vec::new(), targets: self.targets(nodes, maps, &mut budget, problems) };
         let shared = self.attribute_blocks(nodes, problems);
-        for (node, own) in nodes.iter().zip(&mut out.of) {
+        let with = |n: &(usize, &Node)| n.1.area.is_some() || n.1.inode.xattr_block != 0;
+        for (position, node) in nodes.iter().enumerate().filter(with) {
+            let mut own: Vec<Xattr> = Vec::new();
             let mut wrong = Vec::new();
             let mut all = self.inode_attributes(node, &mut wrong);
             problems.extend(wrong.into_iter().map(|e| (node.number, e)));
@@ -69,6 +82,7 @@ impl Ext {
                 }
             }
             own.sort();
+            out.of.push((position, own));
         }
         out
     }
@@ -124,7 +138,7 @@ impl Ext {
         let block = u64::from(self.superblock.block);
         let mut out = vec![0u8; len];
         let end = len as u64;
-        for (from, _) in &map.lost {
+        for (from, _) in map.lost() {
             if from.saturating_mul(block) < end {
                 return Err(Error::corrupt(format!("ext inode {}", node.number), node.at, "a map of its blocks"));
             }
@@ -147,11 +161,11 @@ impl Ext {
         maps: &[Mapping],
         budget: &mut Budget,
         problems: &mut Vec<Trouble>,
-    ) -> Vec<Option<Vec<u8>>> {
-        let mut out = vec![None; nodes.len()];
+    ) -> Vec<(usize, Vec<u8>)> {
+        let mut out = Vec::new();
         // Targets in blocks of their own: block, position of the inode.
         let mut slow: Vec<(u64, usize)> = Vec::new();
-        for (n, ((node, map), slot)) in nodes.iter().zip(maps).zip(&mut out).enumerate() {
+        for (n, (node, map)) in nodes.iter().zip(maps).enumerate() {
             let inode = &node.inode;
             if inode.mode & 0xf000 != 0xa000 || inode.links == 0 || inode.has(flags::ENCRYPT) {
                 continue;
@@ -169,7 +183,7 @@ impl Ext {
                 continue;
             }
             match short {
-                Some(target) if target.len() as u64 == inode.size && !target.is_empty() => *slot = Some(target),
+                Some(target) if target.len() as u64 == inode.size && !target.is_empty() => out.push((n, target)),
                 _ => problems.push((node.number, no_target(node))),
             }
         }
@@ -180,15 +194,25 @@ impl Ext {
         let mut rest = slow.iter().peekable();
         for (block, bytes) in blocks.iter().zip(read) {
             while let Some((_, n)) = rest.next_if(|s| s.0 == *block) {
-                let (Some(node), Some(slot)) = (nodes.get(*n), out.get_mut(*n)) else { continue };
+                let Some(node) = nodes.get(*n) else { continue };
                 let target = bytes.as_ref().ok().and_then(|b| b.get(..usize::try_from(node.inode.size).ok()?));
                 match target.ok_or_else(|| no_target(node)).and_then(|t| budget.take(node, t.to_vec())) {
-                    Ok(target) => *slot = Some(target),
+                    Ok(target) => out.push((*n, target)),
                     Err(e) => problems.push((node.number, e)),
                 }
             }
         }
+        out.sort_unstable_by_key(|t| t.0);
         out
+    }
+}
+
+impl Inode {
+    /// The bytes of a file whose contents lie in its inode. Where its size is more, zeros follow.
+    pub fn inline_bytes(&self, head: &[u8; 60], rest: &[u8]) -> Vec<u8> {
+        let mut all = [head, rest].concat();
+        all.truncate(usize::try_from(self.size).unwrap_or(usize::MAX));
+        all
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::bits::Bits;
 use super::census::Census;
 use super::dir;
-use super::extent_tree;
+use super::extent_tree::{self, Runs};
+use super::file_system::ExtFs;
 use super::htree::Hasher;
 use super::inode::{Inode, flags};
 use super::link::number;
 use super::make::{Kept, about, times};
-use super::read::Ext;
 use super::scan::Node;
+use super::volume::Ext;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
@@ -38,16 +39,18 @@ struct Audit<'a> {
     staging: &'a Staging,
 }
 
-pub(super) fn audit(old: &Ext, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
-    let new = super::open_ext(after)?.ok_or_else(|| wrong(1024, "superblock", "an ext volume"))?;
-    if let Some(e) = new.problems.first() {
+pub(super) fn audit(old: &ExtFs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
+    let new = ExtFs::new(super::open_ext(after)?.ok_or_else(|| wrong(1024, "superblock", "an ext volume"))?);
+    if let Some(e) = new.ext.problems.first() {
         return Err(wrong(1024, "volume", format!("no damage, but: {e}")));
     }
     let now = new.census()?;
     if let Some(fault) = now.faults.first() {
         return Err(wrong(0, "volume", format!("that it agrees with itself, but: {fault}")));
     }
-    let audit = Audit { old, before: old.census()?, new: &new, now, job, staging };
+    let before = old.census()?;
+    let old = &old.ext;
+    let audit = Audit { old, before, new: &new.ext, now, job, staging };
     audit.superblock()?;
     audit.free_before()?;
     let (image, _, parent) = old.image_node(audit.before, job.image)?;
@@ -195,7 +198,7 @@ impl Audit<'_> {
                 s.cluster_of(r.physical)
                     ..s.cluster_of(r.physical.saturating_add(r.len).saturating_sub(1)).saturating_add(1)
             })
-            .chain(map.nodes.iter().map(|n| s.cluster_of(*n)))
+            .chain(map.nodes().iter().map(|n| s.cluster_of(*n)))
             .chain((inode.xattr_block != 0).then(|| s.cluster_of(inode.xattr_block)))
             .collect();
         clusters.sort_unstable();
@@ -310,7 +313,7 @@ impl Audit<'_> {
         let bytes = self.new.volume.read_vec(image.at, s.inode_size.into())?;
         let inode = Inode::decode(s, image.number, image.at, &bytes)?;
         let root = extent_tree::decode(image.at, &inode.block, None)?;
-        let empty = root == extent_tree::Node::Leaf(Vec::new()) && inode.size == 0 && inode.blocks == 0;
+        let empty = root == extent_tree::Node::Leaf(Runs::None) && inode.size == 0 && inode.blocks == 0;
         if inode.links != 0 || inode.deleted <= s.inodes || inode.xattr_block != 0 || !empty || !inode.intact {
             return Err(wrong(image.at.get(), "image inode", "one that is deleted and empty"));
         }
@@ -339,7 +342,7 @@ impl Audit<'_> {
         if image.inode.xattr_block != 0 {
             whole.insert(image.inode.xattr_block, all);
         }
-        for run in changed.iter().filter_map(|n| self.before.node(*n)).flat_map(|(_, map)| &map.runs) {
+        for run in changed.iter().filter_map(|n| self.before.node(*n)).flat_map(|(_, map)| map.runs.iter()) {
             whole.extend((run.physical..run.physical.saturating_add(run.len)).map(|b| (b, all)));
         }
         for write in self.staging.groups.iter().flat_map(|g| &g.writes) {

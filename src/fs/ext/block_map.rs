@@ -2,7 +2,7 @@
 //!
 //! Source: the kernel's "ext4 Data Structures and Algorithms", section "Direct/Indirect Block Addressing".
 
-use super::extent_tree::{Child, Run};
+use super::extent_tree::{Child, Run, Runs};
 
 /// Pointers in an inode that lead to data.
 pub const DIRECT: u64 = 12;
@@ -19,8 +19,8 @@ pub fn span(per: u64, level: u16) -> u64 {
 
 /// What an inode's map leads to: runs of data, and blocks of pointers with their levels (1, 2, 3). `per` is the pointers
 /// that a block has.
-pub fn root(map: &[u8; 60], per: u64) -> (Vec<Run>, Vec<(u16, Child)>) {
-    let mut runs = Vec::new();
+pub fn root(map: &[u8; 60], per: u64) -> (Runs, Vec<(u16, Child)>) {
+    let mut runs = Runs::None;
     let mut children = Vec::new();
     let mut logical = DIRECT;
     let mut level = 1u16;
@@ -40,8 +40,8 @@ pub fn root(map: &[u8; 60], per: u64) -> (Vec<Run>, Vec<(u16, Child)>) {
 
 /// What a block of pointers leads to whose first pointer maps block `logical` of the file: runs of data at level 1, else
 /// blocks of the level below.
-pub fn decode(bytes: &[u8], level: u16, logical: u64) -> (Vec<Run>, Vec<Child>) {
-    let mut runs = Vec::new();
+pub fn decode(bytes: &[u8], level: u16, logical: u64) -> (Runs, Vec<Child>) {
+    let mut runs = Runs::None;
     let mut children = Vec::new();
     let step = span(bytes.len().checked_div(4).unwrap_or(0) as u64, level);
     for (n, block) in (0u64..).zip(pointers(bytes)) {
@@ -56,7 +56,7 @@ pub fn decode(bytes: &[u8], level: u16, logical: u64) -> (Vec<Run>, Vec<Child>) 
 }
 
 /// Adds one block, joined with the run before where it continues it. Block 0 is a hole.
-fn add(runs: &mut Vec<Run>, logical: u64, physical: u64) {
+fn add(runs: &mut Runs, logical: u64, physical: u64) {
     if physical == 0 {
         return;
     }
@@ -92,6 +92,6 @@ mod tests {
         let block: Vec<u8> = [5u32, 6, 0, 8, 7].iter().flat_map(|p| p.to_le_bytes()).collect();
         let (runs, _) = decode(&block, 1, 12);
         let at = |logical, len, physical| Run { logical, len, physical, written: true };
-        assert_eq!(runs, [at(12, 2, 5), at(15, 1, 8), at(16, 1, 7)]);
+        assert_eq!(*runs, [at(12, 2, 5), at(15, 1, 8), at(16, 1, 7)]);
     }
 }

@@ -8,11 +8,13 @@ use super::bits::Bits;
 use super::checksum::crc32c;
 use super::group::{BLOCK_UNINIT, Group, INODE_UNINIT};
 use super::inode::{RESIZE, ROOT};
-use super::read::{Ext, Found};
+use super::names::Dots;
+use super::read::Found;
 use super::resolve::Mapping;
 use super::scan::Node;
 use super::superblock::{Superblock, incompat};
 use super::sweep::sweep;
+use super::volume::Ext;
 use crate::error::Result;
 use crate::fs::Tree;
 
@@ -107,16 +109,11 @@ impl Faults {
 }
 
 impl Ext {
-    /// The census, made once.
+    /// Counts who owns what.
     ///
     /// # Errors
     /// What the walk meets.
-    pub(super) fn census(&self) -> Result<&Census> {
-        let made = self.census.get_or_init(|| self.take_census().map_err(|e| e.to_string()));
-        made.as_ref().map_err(|e| crate::error::Error::Unsupported(e.clone()))
-    }
-
-    fn take_census(&self) -> Result<Census> {
+    pub(super) fn census(&self) -> Result<Census> {
         let s = &self.superblock;
         let mut found = self.gather();
         let tree = self.build(&mut found)?;
@@ -222,7 +219,7 @@ impl Ext {
                 .runs
                 .iter()
                 .map(|r| (r.physical, r.len))
-                .chain(map.nodes.iter().map(|n| (*n, 1)))
+                .chain(map.nodes().iter().map(|n| (*n, 1)))
                 .map(|(block, len)| (s.cluster_of(block), s.cluster_of(block.saturating_add(len).saturating_sub(1))))
                 .collect();
             own.sort_unstable();
@@ -388,14 +385,14 @@ impl Ext {
         };
         let types = self.superblock.has(incompat::FILETYPE);
         let mut above: HashMap<u32, u32> = HashMap::from([(ROOT, ROOT)]);
-        for name in &found.names {
+        for name in &found.names.list {
             let mode = kind(name.inode);
             if types && mode.is_some_and(|m| type_of(m) != name.kind) {
                 faults.add("types", || {
                     format!("a name in directory {} has another type than its inode {}", name.parent, name.inode)
                 });
             }
-            if name.is_dots() {
+            if name.dots.is_some() {
                 continue;
             }
             let count = names.entry(name.inode).or_default();
@@ -407,8 +404,12 @@ impl Ext {
             }
         }
         let mut dots: HashMap<u32, u32> = HashMap::new();
-        for name in found.names.iter().filter(|n| n.is_dots()) {
-            let meant = if &*name.name == b"." { Some(name.parent) } else { above.get(&name.parent).copied() };
+        for name in &found.names.list {
+            let meant = match name.dots {
+                Some(Dots::One) => Some(name.parent),
+                Some(Dots::Two) => above.get(&name.parent).copied(),
+                None => continue,
+            };
             let count = dots.entry(name.parent).or_default();
             *count = count.saturating_add(1);
             if meant != Some(name.inode) {

@@ -4,67 +4,9 @@
 //! the seed of the next. Volumes with `uninit_bg` but without `metadata_csum` use CRC-16 (ANSI, reflected) for their
 //! group descriptors, and journals of the first kind CRC-32 most significant bit first.
 
-/// The tables by which eight bytes are taken in one step.
-const fn tables(reflected: u32) -> [[u32; 256]; 8] {
-    let mut tables = [[0u32; 256]; 8];
-    let mut byte = 0;
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        reason = "computed while compiling: a mistake does not compile"
-    )]
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ reflected } else { crc >> 1 };
-            bit += 1;
-        }
-        tables[0][byte] = crc;
-        byte += 1;
-    }
-    let mut byte = 0;
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        reason = "computed while compiling: a mistake does not compile"
-    )]
-    while byte < 256 {
-        let mut n = 1;
-        while n < 8 {
-            let last = tables[n - 1][byte];
-            tables[n][byte] = last >> 8 ^ tables[0][(last & 0xff) as usize];
-            n += 1;
-        }
-        byte += 1;
-    }
-    tables
-}
-
-static CASTAGNOLI: [[u32; 256]; 8] = tables(0x82f6_3b78);
-
 /// CRC-32C of `bytes`, continued from `seed`; not inverted at the end.
-#[expect(clippy::indexing_slicing, reason = "a table has 256 entries, a byte has 256 values")]
 pub fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    let t = &CASTAGNOLI;
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    let mut crc = seed;
-    for &[a, b, c, d, e, f, g, h] in chunks {
-        let [a, b, c, d] = (u32::from_le_bytes([a, b, c, d]) ^ crc).to_le_bytes();
-        crc = t[7][usize::from(a)]
-            ^ t[6][usize::from(b)]
-            ^ t[5][usize::from(c)]
-            ^ t[4][usize::from(d)]
-            ^ t[3][usize::from(e)]
-            ^ t[2][usize::from(f)]
-            ^ t[1][usize::from(g)]
-            ^ t[0][usize::from(h)];
-    }
-    for byte in rest {
-        let [low, ..] = crc.to_le_bytes();
-        crc = crc >> 8 ^ t[0][usize::from(low ^ byte)];
-    }
-    crc
+    !crc32c::crc32c_append(!seed, bytes)
 }
 
 /// CRC-16 (polynomial 0x8005, reflected) of `bytes`, continued from `seed`.

@@ -29,6 +29,50 @@ pub struct Run {
     pub written: bool,
 }
 
+/// The runs of one inode or node, in order. (Most have one: no allocation for that.)
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Runs {
+    /// Nothing.
+    #[default]
+    None,
+    /// One.
+    One(Run),
+    /// Any number.
+    Many(Vec<Run>),
+}
+
+impl Runs {
+    /// Adds one at the end.
+    pub fn push(&mut self, run: Run) {
+        match self {
+            Self::None => *self = Self::One(run),
+            Self::One(first) => *self = Self::Many(vec![*first, run]),
+            Self::Many(all) => all.push(run),
+        }
+    }
+}
+
+impl std::ops::Deref for Runs {
+    type Target = [Run];
+    fn deref(&self) -> &[Run] {
+        match self {
+            Self::None => &[],
+            Self::One(run) => std::slice::from_ref(run),
+            Self::Many(all) => all,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Runs {
+    fn deref_mut(&mut self) -> &mut [Run] {
+        match self {
+            Self::None => &mut [],
+            Self::One(run) => std::slice::from_mut(run),
+            Self::Many(all) => all,
+        }
+    }
+}
+
 /// A pointer to a node one level down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Child {
@@ -42,7 +86,7 @@ pub struct Child {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     /// At the bottom.
-    Leaf(Vec<Run>),
+    Leaf(Runs),
     /// Above: the depth of the children, and these.
     Index(u16, Vec<Child>),
 }
@@ -69,7 +113,7 @@ pub fn decode(at: Offset<Volume>, bytes: &[u8], depth: Option<u16>) -> Result<No
     }
     let places = (1..=usize::from(entries)).map(|n| n.saturating_mul(ENTRY));
     if own == 0 {
-        let mut runs = Vec::with_capacity(entries.into());
+        let mut runs = if entries > 1 { Runs::Many(Vec::with_capacity(entries.into())) } else { Runs::None };
         for e in places {
             let len = f.u16(e.saturating_add(4))?;
             let written = len <= MAX_LEN;

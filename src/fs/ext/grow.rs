@@ -222,7 +222,7 @@ impl Build<'_> {
         };
         self.rewrite(node, &inode, tables)?;
         // What it was in before is free.
-        let old = map.runs.iter().map(|r| (r.physical, r.len)).chain(map.nodes.iter().map(|n| (*n, 1)));
+        let old = map.runs.iter().map(|r| (r.physical, r.len)).chain(map.nodes().iter().map(|n| (*n, 1)));
         let old: Vec<(u64, u64)> = old.collect();
         for (block, len) in old {
             self.release(block, len);

@@ -162,7 +162,8 @@ impl Inode {
     }
     /// The seed of the checksums of an inode and of its blocks.
     pub fn seed(s: &Superblock, number: u32, generation: u32) -> u32 {
-        crc32c(crc32c(s.seed, &number.to_le_bytes()), &generation.to_le_bytes())
+        let both = u64::from(number) | u64::from(generation) << 32;
+        crc32c(s.seed, &both.to_le_bytes())
     }
     /// The seed of this inode's blocks.
     pub fn own_seed(&self, s: &Superblock, number: u32) -> u32 {
@@ -170,18 +171,16 @@ impl Inode {
     }
     /// The checksum of an inode's bytes with the two fields of it as zeros; 16 bits of it where there is no room for more.
     pub fn checksum(s: &Superblock, number: u32, bytes: &[u8], extra: u16) -> u32 {
-        let part = |from: usize, to: usize| bytes.get(from..to.min(bytes.len())).unwrap_or_default();
-        let generation = part(0x64, 0x68).try_into().map_or(0, u32::from_le_bytes);
-        let mut sum = crc32c(Self::seed(s, number, generation), part(0, 0x7c));
-        sum = crc32c(crc32c(sum, &[0, 0]), part(0x7e, 128));
-        if bytes.len() > 128 {
-            if extra >= 4 {
-                sum = crc32c(crc32c(crc32c(sum, part(0x80, 0x82)), &[0, 0]), part(0x84, bytes.len()));
-                return sum;
-            }
-            sum = crc32c(sum, part(0x80, bytes.len()));
-        }
-        sum & 0xffff
+        let generation = bytes.get(0x64..0x68).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let seed = Self::seed(s, number, generation);
+        let wide = bytes.len() > 128 && extra >= 4;
+        // In one piece, with zeros for the sum itself, as far as inodes usually reach.
+        let (head, rest) = bytes.split_at(bytes.len().min(256));
+        let mut copy = [0u8; 256];
+        let _fits =
+            put(&mut copy, 0, head) && put(&mut copy, 0x7c, &[0; 2]) && (!wide || put(&mut copy, 0x82, &[0; 2]));
+        let sum = crc32c(crc32c(seed, copy.get(..head.len()).unwrap_or_default()), rest);
+        if wide { sum } else { sum & 0xffff }
     }
     fn sum_in(bytes: &[u8], extra: u16) -> Option<u32> {
         let half = |at: usize| -> Option<u32> {

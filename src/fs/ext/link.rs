@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::bits::Bits;
 use super::census::{Census, type_of};
 use super::extent_tree::Run;
+use super::file_system::ExtFs;
 use super::grow::LINKS;
 use super::inode::Inode;
 use super::make::{Body, Kept, Maker, about, linked, needs_large_file, place, printable, refused};
-use super::read::Ext;
 use super::resolve::Mapping;
 use super::scan::Node;
 use super::space::Space;
 use super::tables::Blocks;
+use super::volume::Ext;
 use crate::error::Result;
 use crate::extent::{ReadAt, Volume};
 use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules};
@@ -85,8 +86,7 @@ impl Ext {
         let (node, map) = census.node(number(census, image.object)).ok_or_else(gone)?;
         Ok((node, map, number(census, entry.parent)))
     }
-    fn build_staging(&self, job: &Job<'_>) -> Result<Staging> {
-        let census = self.census()?;
+    fn staging(&self, census: &Census, job: &Job<'_>) -> Result<Staging> {
         let target = self.target(census, &job.tree.into)?;
         let (image, map, parent) = self.image_node(census, job.image)?;
         let per = self.superblock.inodes_per_group;
@@ -120,7 +120,7 @@ impl Build<'_> {
     fn own_clusters(&mut self, map: &Mapping) {
         let s = &self.fs.superblock;
         let runs = map.runs.iter().map(|r| (r.physical, r.len, r.written));
-        for (block, len, data) in runs.chain(map.nodes.iter().map(|n| (*n, 1, false))) {
+        for (block, len, data) in runs.chain(map.nodes().iter().map(|n| (*n, 1, false))) {
             let last = s.cluster_of(block.saturating_add(len).saturating_sub(1));
             for n in s.cluster_of(block)..last.saturating_add(1) {
                 self.unclaimed.set(n);
@@ -351,13 +351,19 @@ impl Ext {
     }
 }
 
-impl Host for Ext {
+impl ExtFs {
+    fn build_staging(&self, job: &Job<'_>) -> Result<Staging> {
+        self.ext.staging(self.census()?, job)
+    }
+}
+
+impl Host for ExtFs {
     fn rules(&self) -> Rules {
-        let s = &self.superblock;
+        let s = &self.ext.superblock;
         Rules {
-            unit: self.unit(),
+            unit: self.ext.unit(),
             units_at: s.byte(s.first_data_block.into()).get(),
-            max_file: self.max_file(),
+            max_file: self.ext.max_file(),
             holes: true,
             streams: false,
             hard_links: true,
@@ -381,7 +387,7 @@ impl Host for Ext {
     }
     fn names_in(&self, dir: &[HostName]) -> Result<Option<Vec<HostName>>> {
         let census = self.census()?;
-        let target = self.target(census, dir)?;
+        let target = self.ext.target(census, dir)?;
         if !target.made.is_empty() {
             return Ok(None);
         }
@@ -393,7 +399,7 @@ impl Host for Ext {
         self.census().map_or(0, Census::free)
     }
     fn estimate(&self, job: &Job<'_>) -> Estimate {
-        let unit = self.unit().max(1);
+        let unit = self.ext.unit().max(1);
         let copied = |e: &NewEntry| match &e.kind {
             NewKind::File { size, content: Content::Copied } => size.div_ceil(unit),
             _ => 0,
@@ -423,7 +429,7 @@ impl Host for Ext {
     }
     fn left_out(&self, job: &Job<'_>) -> Vec<(usize, Vec<u8>)> {
         let all = job.tree.entries.iter().enumerate();
-        all.flat_map(|(n, e)| Kept::of(self, &e.xattrs).left_out.into_iter().map(move |name| (n, name))).collect()
+        all.flat_map(|(n, e)| Kept::of(&self.ext, &e.xattrs).left_out.into_iter().map(move |name| (n, name))).collect()
     }
     fn link(&self, job: &Job<'_>) -> Result<Staging> {
         let reasons = self.refusals(job.image)?;

@@ -1,11 +1,13 @@
 //! ext2, ext3 and ext4.
 //!
 //! One file for each structure decodes it and checks it: `superblock`, `group`, `inode`, `extent_tree`,
-//! `block_map`, `dir`, `xattr`. The walk is `read`, which sweeps the inode tables (`scan`), then the block
-//! maps (`resolve`), the directories (`names`), attributes and links (`attrs`), each in the order in which the
-//! blocks lie (`sweep`). A `journal` that was not replayed is laid over the volume (`replay`).
+//! `block_map`, `dir`, `xattr`. A `volume` is opened by superblock and groups; a `journal` that was not replayed is laid
+//! over it (`replay`). The walk is `read`, which sweeps the inode tables (`scan`), then the block maps (`resolve`),
+//! attributes and links (`attrs`), the directories (`names`), each in the order in which the blocks lie (`sweep`), and
+//! each knowing only those before it. `stream` reads contents. As host, `census` counts who owns what, `link` and the
+//! files that it uses write, `audit` reads that back. `file_system` is what others see of all this.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Volume};
@@ -19,6 +21,7 @@ mod census;
 pub mod checksum;
 pub mod dir;
 pub mod extent_tree;
+mod file_system;
 mod find;
 pub mod group;
 mod grow;
@@ -28,31 +31,34 @@ pub mod journal;
 mod link;
 mod make;
 mod names;
-pub mod read;
+mod read;
 mod refuse;
 pub mod replay;
 mod resolve;
 mod retire;
 mod scan;
 mod space;
+mod stream;
 pub mod superblock;
 mod sweep;
 mod tables;
+pub mod volume;
 pub mod xattr;
 
+use file_system::ExtFs;
 use find::Found;
-use read::Ext;
 use replay::{Replay, Replayed};
 use resolve::Visited;
 use scan::Node;
 use superblock::{Superblock, compat, incompat};
+use volume::Ext;
 
 /// Opens the volume where it is one; none where it is not.
 ///
 /// # Errors
 /// Where it is one but can't be read at all.
 pub fn open(volume: Arc<dyn ReadAt<Volume>>, _options: ReadOptions) -> Result<Option<Arc<dyn FileSystem>>> {
-    Ok(open_ext(volume)?.map(|fs| -> Arc<dyn FileSystem> { Arc::new(fs) }))
+    Ok(open_ext(volume)?.map(|fs| -> Arc<dyn FileSystem> { Arc::new(ExtFs::new(fs)) }))
 }
 
 /// As [`open`], but for this room.
@@ -92,16 +98,7 @@ pub(crate) fn open_ext(volume: Arc<dyn ReadAt<Volume>>) -> Result<Option<Ext>> {
 fn plain(volume: Arc<dyn ReadAt<Volume>>, superblock: Superblock) -> Ext {
     let mut problems = Vec::new();
     let groups = Ext::read_groups(&superblock, &*volume, &mut problems);
-    Ext {
-        raw: Arc::clone(&volume),
-        volume,
-        replay: None,
-        superblock,
-        groups,
-        problems,
-        remarks: Vec::new(),
-        census: OnceLock::new(),
-    }
+    Ext { raw: Arc::clone(&volume), volume, replay: None, superblock, groups, problems, remarks: Vec::new() }
 }
 
 /// With the journal replayed in memory. `dirty`: the superblock says that it has to be.
@@ -173,7 +170,7 @@ impl Ext {
         }?;
         let mut problems = Vec::new();
         let maps = self.resolve(std::slice::from_ref(&node), &mut Visited::default(), &mut problems);
-        let runs = maps.first().map(|m| m.runs.as_slice()).unwrap_or_default();
+        let runs = maps.first().map(|m| &*m.runs).unwrap_or_default();
         replay::replay(&*self.raw, s, runs).map(Some)
     }
 }

@@ -2,32 +2,74 @@
 
 use super::dir;
 use super::extent_tree::Run;
-use super::inode::{Inode, flags};
-use super::read::Ext;
+use super::inode::flags;
 use super::resolve::{Mapping, Visited};
 use super::scan::{Node, Trouble};
 use super::sweep::sweep;
-use super::xattr::{Attribute, SYSTEM, Value};
+use super::volume::Ext;
 use crate::error::Error;
 use crate::extent::{Offset, Volume};
 
 /// A name in a directory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Name {
     /// The directory's inode.
     pub parent: u32,
     /// The inode that it leads to.
     pub inode: u32,
+    /// Where its bytes are in [`Names`].
+    at: usize,
+    len: u8,
     /// The type that it is said to have; 0 where that is not kept.
     pub kind: u8,
-    /// The name; `.` and `..` where a directory begins with them.
-    pub name: Box<[u8]>,
+    /// Whether it is the `.` or `..` with which a directory begins, which lead to the directory itself and to the one
+    /// above.
+    pub dots: Option<Dots>,
 }
 
-impl Name {
-    /// Whether it is one of the two that lead to the directory itself and to the one above.
-    pub fn is_dots(&self) -> bool {
-        matches!(&*self.name, b"." | b"..")
+/// The two names with which a directory begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dots {
+    /// `.`
+    One,
+    /// `..`
+    Two,
+}
+
+/// Names of many directories. (Each in an allocation of its own would take longer than reading them.)
+#[derive(Debug, Default)]
+pub struct Names {
+    /// In no order that means anything.
+    pub list: Vec<Name>,
+    text: Vec<u8>,
+}
+
+impl Names {
+    /// The bytes of a name.
+    pub fn text(&self, name: &Name) -> &[u8] {
+        self.text.get(name.at..name.at.saturating_add(name.len.into())).unwrap_or_default()
+    }
+    /// All but those with which directories begin.
+    pub fn real(&self) -> impl Iterator<Item = &Name> {
+        self.list.iter().filter(|n| n.dots.is_none())
+    }
+    fn push(&mut self, parent: u32, inode: u32, kind: u8, text: &[u8]) {
+        let (at, len) = (self.text.len(), u8::try_from(text.len()).unwrap_or(u8::MAX));
+        self.text.extend_from_slice(text);
+        self.list.push(Name { parent, inode, at, len, kind, dots: None });
+    }
+    fn push_dots(&mut self, parent: u32, inode: u32, kind: u8, dots: Dots) {
+        self.list.push(Name { parent, inode, at: 0, len: 0, kind, dots: Some(dots) });
+    }
+    /// Adds the names of others.
+    pub fn append(&mut self, other: Self) {
+        if self.list.is_empty() {
+            *self = other;
+            return;
+        }
+        let base = self.text.len();
+        self.text.extend_from_slice(&other.text);
+        self.list.extend(other.list.into_iter().map(|n| Name { at: n.at.saturating_add(base), ..n }));
     }
 }
 
@@ -40,14 +82,8 @@ struct DirBlock {
 
 impl Ext {
     /// The names in the directories among `nodes`, whose mappings are `maps`.
-    pub fn names(
-        &self,
-        nodes: &[Node],
-        maps: &[Mapping],
-        visited: &mut Visited,
-        problems: &mut Vec<Trouble>,
-    ) -> Vec<Name> {
-        let mut out = Vec::new();
+    pub fn names(&self, nodes: &[Node], maps: &[Mapping], visited: &mut Visited, problems: &mut Vec<Trouble>) -> Names {
+        let mut out = Names::default();
         let mut blocks = Vec::new();
         for (owner, (node, map)) in nodes.iter().zip(maps).enumerate() {
             if node.inode.mode & 0xf000 != 0x4000 || node.inode.links == 0 {
@@ -62,7 +98,7 @@ impl Ext {
         blocks.sort_unstable_by_key(|b| b.physical);
         let places: Vec<u64> = blocks.iter().map(|b| b.physical).collect();
         let found = sweep(&*self.volume, self.superblock.block, &places, |n, bytes| {
-            let (mut names, mut problems) = (Vec::new(), Vec::new());
+            let (mut names, mut problems) = (Names::default(), Vec::new());
             let Some((b, node)) = blocks.get(n).and_then(|b| Some((b, nodes.get(b.owner)?))) else {
                 return (names, problems);
             };
@@ -72,8 +108,10 @@ impl Ext {
             }
             (names, problems)
         });
+        out.list.reserve(found.iter().map(|f| f.0.list.len()).sum());
+        out.text.reserve(found.iter().map(|f| f.0.text.len()).sum());
         for (names, more) in found {
-            out.extend(names);
+            out.append(names);
             problems.extend(more);
         }
         out
@@ -91,7 +129,7 @@ impl Ext {
     ) {
         let end = node.inode.size.div_ceil(u64::from(self.superblock.block));
         let mut have = 0u64;
-        for Run { logical, len, physical, written } in &map.runs {
+        for Run { logical, len, physical, written } in map.runs.iter() {
             if !written || *logical >= end {
                 continue;
             }
@@ -119,7 +157,7 @@ impl Ext {
         }
     }
 
-    fn block_names(&self, node: &Node, b: &DirBlock, bytes: &[u8], names: &mut Vec<Name>, problems: &mut Vec<Trouble>) {
+    fn block_names(&self, node: &Node, b: &DirBlock, bytes: &[u8], names: &mut Names, problems: &mut Vec<Trouble>) {
         let s = &self.superblock;
         let at = s.byte(b.physical);
         if s.metadata_csum() && !dir::intact(node.inode.own_seed(s, node.number), bytes, node.inode.has(flags::INDEX)) {
@@ -128,8 +166,13 @@ impl Ext {
         let (entries, wrong) = dir::entries(at, bytes, s.block as usize);
         problems.extend(wrong.map(|e| (node.number, e)));
         for (n, e) in entries.iter().enumerate() {
-            if b.logical == 0 && (n == 0 && e.name == b"." || n == 1 && e.name == b"..") {
-                names.push(Name { parent: node.number, inode: e.inode, kind: e.kind, name: e.name.into() });
+            let dots = match (b.logical, n, e.name) {
+                (0, 0, b".") => Some(Dots::One),
+                (0, 1, b"..") => Some(Dots::Two),
+                _ => None,
+            };
+            if let Some(dots) = dots {
+                names.push_dots(node.number, e.inode, e.kind, dots);
             } else {
                 self.add(node, at, e, names, problems);
             }
@@ -138,13 +181,12 @@ impl Ext {
 
     /// The names in a directory whose entries lie in its inode: the parent's number, entries in what is left of the block
     /// map, and entries in the attribute `system.data`.
-    fn inline_names(&self, node: &Node, names: &mut Vec<Name>, problems: &mut Vec<Trouble>) {
+    fn inline_names(&self, node: &Node, names: &mut Names, problems: &mut Vec<Trouble>) {
         let at = node.at.saturating_add(0x28);
         let (head, rest) = self.inline_parts(node, problems);
         let above = head.first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
-        for (name, inode) in [(&b"."[..], node.number), (b"..", above)] {
-            names.push(Name { parent: node.number, inode, kind: 2, name: name.into() });
-        }
+        names.push_dots(node.number, node.number, 2, Dots::One);
+        names.push_dots(node.number, above, 2, Dots::Two);
         for (at, bytes) in [(at.saturating_add(4), head.get(4..).unwrap_or_default()), (node.at, &rest)] {
             let (entries, wrong) = dir::entries(at, bytes, self.superblock.block as usize);
             problems.extend(wrong.map(|e| (node.number, e)));
@@ -159,7 +201,7 @@ impl Ext {
         node: &Node,
         at: Offset<Volume>,
         e: &dir::DirEntry<'_>,
-        names: &mut Vec<Name>,
+        names: &mut Names,
         problems: &mut Vec<Trouble>,
     ) {
         if e.name == b"." || e.name == b".." {
@@ -172,26 +214,6 @@ impl Ext {
             let at = at.saturating_add(e.at as u64);
             problems.push((node.number, Error::corrupt("ext directory entry", at, "a name without `/` and NUL")));
         }
-        names.push(Name { parent: node.number, inode: e.inode, kind: e.kind, name: e.name.into() });
-    }
-
-    /// Inline contents: the 60 bytes of the block map, and what is in the attribute `system.data`.
-    pub fn inline_parts<'a>(&self, node: &'a Node, problems: &mut Vec<Trouble>) -> (&'a [u8; 60], Vec<u8>) {
-        let mut wrong = Vec::new();
-        let rest = self.inode_attributes(node, &mut wrong).into_iter().find_map(|a| match a {
-            Attribute { index: SYSTEM, name, value: Value::Here(value) } if name == b"data" => Some(value),
-            _ => None,
-        });
-        problems.extend(wrong.into_iter().map(|e| (node.number, e)));
-        (&node.inode.block, rest.unwrap_or_default())
-    }
-}
-
-impl Inode {
-    /// The bytes of a file whose contents lie in its inode. Where its size is more, zeros follow.
-    pub fn inline_bytes(&self, head: &[u8; 60], rest: &[u8]) -> Vec<u8> {
-        let mut all = [head, rest].concat();
-        all.truncate(usize::try_from(self.size).unwrap_or(usize::MAX));
-        all
+        names.push(node.number, e.inode, e.kind, e.name);
     }
 }

@@ -1,11 +1,12 @@
 //! Why an ext4 volume, or the image on it, must not be written (host-writers 5.2).
 
 use super::census::Census;
+use super::file_system::ExtFs;
 use super::inode::flags;
 use super::journal::JournalSuper;
 use super::link::number;
-use super::read::Ext;
 use super::superblock::{compat, incompat, ro_compat};
+use super::volume::Ext;
 use crate::error::Result;
 use crate::fs::Kind;
 use crate::fs::host::HostImage;
@@ -35,7 +36,7 @@ const RO_COMPAT: u32 = ro_compat::SPARSE_SUPER
 const MMP_CLEAN: u32 = 0xff4d_4d50;
 
 /// Every reason, one sentence each.
-pub(super) fn refusals(fs: &Ext, image: &HostImage) -> Result<Vec<String>> {
+pub(super) fn refusals(fs: &ExtFs, image: &HostImage) -> Result<Vec<String>> {
     let mut out = of_the_superblock(fs)?;
     // Features that are not known can mean that what follows makes no sense.
     if !out.is_empty() {
@@ -46,21 +47,22 @@ pub(super) fn refusals(fs: &Ext, image: &HostImage) -> Result<Vec<String>> {
         census.faults.iter().map(|f| format!("the host does not agree with itself (run `e2fsck -f` first): {f}")),
     );
     if out.is_empty() {
-        of_the_image(fs, census, image, &mut out);
+        of_the_image(&fs.ext, census, image, &mut out);
     }
     Ok(out)
 }
 
-fn of_the_superblock(fs: &Ext) -> Result<Vec<String>> {
-    let s = &fs.superblock;
+fn of_the_superblock(fs: &ExtFs) -> Result<Vec<String>> {
+    let ext = &fs.ext;
+    let s = &ext.superblock;
     let mut out = Vec::new();
     let mut no = |is: bool, why: String| {
         if is {
             out.push(why);
         }
     };
-    let cut = s.bytes() > fs.volume.len();
-    no(cut, format!("the host's file system has {} bytes, the volume {}", s.bytes(), fs.volume.len()));
+    let cut = s.bytes() > ext.volume.len();
+    no(cut, format!("the host's file system has {} bytes, the volume {}", s.bytes(), ext.volume.len()));
     no(
         s.has(incompat::RECOVER),
         "the host was not unmounted: its journal has to be replayed; mount it once, or run `e2fsck`".into(),
@@ -74,7 +76,7 @@ fn of_the_superblock(fs: &Ext) -> Result<Vec<String>> {
         s.has_ro(ro_compat::ORPHAN_PRESENT),
         "the host's orphan file lists files: mount it once, or run `e2fsck`".into(),
     );
-    if let Some(e) = fs.problems.first() {
+    if let Some(e) = ext.problems.first() {
         no(true, format!("the host is damaged: {e}"));
     }
     let unknown = s.incompat & !INCOMPAT & !incompat::RECOVER;
@@ -95,7 +97,7 @@ fn of_the_superblock(fs: &Ext) -> Result<Vec<String>> {
         return Ok(out);
     }
     if s.has(incompat::MMP) {
-        let block = fs.volume.read_vec(s.byte(s.mmp_block), 8)?;
+        let block = ext.volume.read_vec(s.byte(s.mmp_block), 8)?;
         if block.get(4..8) != Some(&MMP_CLEAN.to_le_bytes()) {
             out.push("the host is in use by its multi-mount protection, or was not unmounted".into());
         }
@@ -107,13 +109,13 @@ fn of_the_superblock(fs: &Ext) -> Result<Vec<String>> {
 }
 
 /// A journal with something in it would be replayed over what is written.
-fn journal(fs: &Ext) -> Result<Option<String>> {
-    let s = &fs.superblock;
+fn journal(fs: &ExtFs) -> Result<Option<String>> {
+    let s = &fs.ext.superblock;
     let census = fs.census()?;
     let first = census.node(s.journal_inode).and_then(|(_, map)| map.runs.first().filter(|r| r.logical == 0));
     let Some(first) = first else { return Ok(Some("the host's journal can't be found".into())) };
     let at = s.byte(first.physical);
-    let bytes = fs.volume.read_vec(at, s.block as usize)?;
+    let bytes = fs.ext.volume.read_vec(at, s.block as usize)?;
     Ok(match JournalSuper::decode(at, &bytes) {
         Ok(head) if head.start == 0 => None,
         Ok(_) => Some("the host's journal has something in it: mount it once, or run `e2fsck`".into()),

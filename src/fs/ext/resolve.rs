@@ -3,12 +3,14 @@
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
+
 use super::block_map;
-use super::extent_tree::{self, Child, Node as TreeNode, Run};
+use super::extent_tree::{self, Child, Node as TreeNode, Run, Runs};
 use super::inode::flags;
-use super::read::Ext;
 use super::scan::{Node, Trouble};
 use super::sweep::sweep;
+use super::volume::Ext;
 use crate::error::Error;
 use crate::extent::{Encoding, Offset, Place, Volume, What};
 
@@ -16,11 +18,32 @@ use crate::extent::{Encoding, Offset, Place, Volume, What};
 #[derive(Clone, Debug, Default)]
 pub struct Mapping {
     /// Runs by logical block; not overlapping once [`Ext::resolve`] is through.
-    pub runs: Vec<Run>,
+    pub runs: Runs,
+    more: Option<Box<More>>,
+}
+
+/// What most mappings don't have.
+#[derive(Clone, Debug, Default)]
+struct More {
+    lost: Vec<(u64, u64)>,
+    nodes: Vec<u64>,
+}
+
+impl Mapping {
     /// Logical blocks of which nothing is known, as the map is damaged there: from, to.
-    pub lost: Vec<(u64, u64)>,
+    pub fn lost(&self) -> &[(u64, u64)] {
+        self.more.as_ref().map_or(&[], |m| &m.lost)
+    }
     /// Blocks that the map itself takes.
-    pub nodes: Vec<u64>,
+    pub fn nodes(&self) -> &[u64] {
+        self.more.as_ref().map_or(&[], |m| &m.nodes)
+    }
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+    fn lose(&mut self, range: (u64, u64)) {
+        self.more().lost.push(range);
+    }
 }
 
 /// A block of a map that is still to be read.
@@ -50,10 +73,24 @@ pub type Visited = HashSet<u64>;
 impl Ext {
     /// The runs of the contents of `nodes`. Inline contents and short links have none.
     pub fn resolve(&self, nodes: &[Node], visited: &mut Visited, problems: &mut Vec<Trouble>) -> Vec<Mapping> {
-        let mut maps = vec![Mapping::default(); nodes.len()];
+        const PART: usize = 2048;
+        let roots = |(part, nodes): (usize, &[Node])| {
+            let mut maps = Vec::with_capacity(nodes.len());
+            let (mut pending, mut problems) = (Vec::new(), Vec::new());
+            for (owner, node) in (part.saturating_mul(PART)..).zip(nodes) {
+                let mut map = Mapping::default();
+                self.root(owner, node, &mut map, &mut pending, &mut problems);
+                maps.push(map);
+            }
+            (maps, pending, problems)
+        };
+        let parts: Vec<_> = nodes.par_chunks(PART).enumerate().map(roots).collect();
+        let mut maps = Vec::with_capacity(nodes.len());
         let mut pending = Vec::new();
-        for (owner, (node, map)) in nodes.iter().zip(&mut maps).enumerate() {
-            self.root(owner, node, map, &mut pending, problems);
+        for (some, further, wrong) in parts {
+            maps.extend(some);
+            pending.extend(further);
+            problems.extend(wrong);
         }
         // Depth falls by one at each round, so this ends.
         while !pending.is_empty() {
@@ -86,7 +123,7 @@ impl Ext {
             match extent_tree::decode(node.at.saturating_add(0x28), &inode.block, None) {
                 Ok(found) => self.descend(owner, node, found, all, map, pending, problems),
                 Err(e) => {
-                    map.lost.push(all);
+                    map.lose(all);
                     problems.push((node.number, e));
                 }
             }
@@ -124,7 +161,7 @@ impl Ext {
                 let ends = children.iter().skip(1).map(|c| c.logical).chain([range.1]);
                 for (Child { logical, block }, end) in children.iter().zip(ends) {
                     if *logical < range.0 || *logical >= end {
-                        map.lost.push(range);
+                        map.lose(range);
                         problems.push((
                             node.number,
                             Error::corrupt(
@@ -143,25 +180,34 @@ impl Ext {
     }
 
     /// Takes runs of data. One that lies beyond the volume, or outside of what its node may map, is lost.
-    fn take(&self, node: &Node, runs: Vec<Run>, range: (u64, u64), map: &mut Mapping, problems: &mut Vec<Trouble>) {
+    fn take(&self, node: &Node, runs: Runs, range: (u64, u64), map: &mut Mapping, problems: &mut Vec<Trouble>) {
         let first = u64::from(self.superblock.first_data_block);
-        for run in runs {
-            let end = run.logical.saturating_add(run.len);
-            let placed = run.physical >= first
-                && run.physical.checked_add(run.len).is_some_and(|end| end <= self.superblock.blocks);
-            if run.len == 0 || run.logical < range.0 || end > range.1 || !placed {
-                map.lost.push((run.logical, end.max(run.logical.saturating_add(1))));
-                problems.push((
-                    node.number,
-                    Error::corrupt(
-                        format!("ext inode {}, extent of {} blocks at {}", node.number, run.len, run.physical),
-                        node.at,
-                        format!("blocks within the {} of the volume, in order", self.superblock.blocks),
-                    ),
-                ));
+        let placed = |run: &Run| {
+            run.physical >= first
+                && run.physical.checked_add(run.len).is_some_and(|end| end <= self.superblock.blocks)
+                && run.len != 0
+                && run.logical >= range.0
+                && run.logical.saturating_add(run.len) <= range.1
+        };
+        if map.runs.is_empty() && runs.iter().all(placed) {
+            map.runs = runs;
+            return;
+        }
+        for run in runs.iter() {
+            if placed(run) {
+                map.runs.push(*run);
                 continue;
             }
-            map.runs.push(run);
+            let end = run.logical.saturating_add(run.len).max(run.logical.saturating_add(1));
+            map.lose((run.logical, end));
+            problems.push((
+                node.number,
+                Error::corrupt(
+                    format!("ext inode {}, extent of {} blocks at {}", node.number, run.len, run.physical),
+                    node.at,
+                    format!("blocks within the {} of the volume, in order", self.superblock.blocks),
+                ),
+            ));
         }
     }
 
@@ -178,7 +224,7 @@ impl Ext {
         pending.sort_by_key(|p| (p.block, p.owner));
         let mut lose = |p: &Pending, maps: &mut [Mapping], e: Error| {
             if let (Some(map), Some(node)) = (maps.get_mut(p.owner), nodes.get(p.owner)) {
-                map.lost.push(p.range);
+                map.lose(p.range);
                 problems.push((node.number, e));
             }
         };
@@ -215,14 +261,14 @@ impl Ext {
                 Ok(found) => found,
                 Err(e) => {
                     if let (Some(map), Some(node)) = (maps.get_mut(p.owner), nodes.get(p.owner)) {
-                        map.lost.push(p.range);
+                        map.lose(p.range);
                         problems.push((node.number, e));
                     }
                     continue;
                 }
             };
             let (Some(node), Some(map)) = (nodes.get(p.owner), maps.get_mut(p.owner)) else { continue };
-            map.nodes.push(p.block);
+            map.more().nodes.push(p.block);
             if !intact {
                 let at = self.superblock.byte(p.block);
                 problems.push((node.number, Error::corrupt("ext extent node", at, "a checksum that is right")));
@@ -244,34 +290,49 @@ impl Ext {
 
     /// Brings runs into order. Where two overlap, which one is right can't be told: then all is lost.
     fn order(&self, node: &Node, map: &mut Mapping, problems: &mut Vec<Trouble>) {
-        map.runs.sort_unstable();
-        map.lost.sort_unstable();
+        if map.runs.len() > 1 {
+            map.runs.sort_unstable();
+        }
+        if let Some(more) = &mut map.more {
+            more.lost.sort_unstable();
+        }
         let mut end = 0;
-        for run in &map.runs {
+        for run in map.runs.iter() {
             if run.logical < end {
                 let what = format!("ext inode {}, block {} of the file", node.number, run.logical);
                 problems.push((node.number, Error::corrupt(what, node.at, "extents that don't overlap")));
-                map.lost = vec![(0, u64::MAX)];
-                map.runs.clear();
+                map.more().lost = vec![(0, u64::MAX)];
+                map.runs = Runs::None;
                 return;
             }
             end = run.logical.saturating_add(run.len);
         }
     }
 
-    /// The pieces of a stream of `size` bytes: what is stored, with blocks that the journal replaces where they are in the
-    /// journal, zeros, and what can't be had.
-    pub fn pieces(&self, map: &Mapping, size: u64, encrypted: bool) -> Vec<(u64, What<Volume>)> {
+    /// The pieces of a stream of `size` bytes, added to `out`: what is stored, with blocks that the journal replaces where
+    /// they are in the journal, zeros, and what can't be had.
+    pub fn pieces(&self, map: &Mapping, size: u64, encrypted: bool, out: &mut Vec<(u64, What<Volume>)>) {
         let block = u64::from(self.superblock.block);
         let end = size.div_ceil(block);
         // By rank: a known run before damage at the same place.
-        let mut parts: Vec<(u64, u64, Option<Run>)> =
-            map.runs.iter().map(|r| (r.logical, r.logical.saturating_add(r.len), Some(*r))).collect();
-        parts.extend(map.lost.iter().map(|(from, to)| (*from, *to, None)));
-        if !map.lost.is_empty() {
-            parts.sort_by_key(|p| (p.0, p.2.is_none()));
+        let known = map.runs.iter().map(|r| (r.logical, r.logical.saturating_add(r.len), Some(*r)));
+        if map.lost().is_empty() {
+            return self.laid_out(known, end, encrypted, out);
         }
-        let mut out = Vec::with_capacity(parts.len());
+        let mut parts: Vec<_> = known.chain(map.lost().iter().map(|(from, to)| (*from, *to, None))).collect();
+        parts.sort_by_key(|p| (p.0, p.2.is_none()));
+        self.laid_out(parts, end, encrypted, out);
+    }
+
+    /// Runs (none for damage) by their blocks in the file, from and to, as pieces up to the block `end`.
+    fn laid_out(
+        &self,
+        parts: impl IntoIterator<Item = (u64, u64, Option<Run>)>,
+        end: u64,
+        encrypted: bool,
+        out: &mut Vec<(u64, What<Volume>)>,
+    ) {
+        let block = u64::from(self.superblock.block);
         let mut pos = 0u64;
         // How far nothing is known, of the stretches of damage that began so far.
         let mut lost = 0u64;
@@ -284,7 +345,7 @@ impl Ext {
         for (from, to, run) in parts {
             let from = from.min(end);
             if from > pos {
-                gap(pos, from, lost, &mut out);
+                gap(pos, from, lost, out);
                 pos = from;
             }
             let Some(run) = run else {
@@ -295,12 +356,11 @@ impl Ext {
             match (run.written, encrypted) {
                 (false, _) => out.push((bytes(len), What::Zero)),
                 (true, true) => out.push((bytes(len), What::Encoded(Encoding::FsEncrypted))),
-                (true, false) => self.stored(run.physical, len, &mut out),
+                (true, false) => self.stored(run.physical, len, out),
             }
             pos = pos.max(from.saturating_add(len));
         }
-        gap(pos, end, lost, &mut out);
-        out
+        gap(pos, end, lost, out);
     }
 
     /// Blocks as they are to be read: in place, or from the journal.

@@ -4,16 +4,16 @@ use rayon::prelude::*;
 
 use super::checksum::crc32c;
 use super::group::{Group, INODE_UNINIT};
-use super::inode::{Inode, flags};
-use super::read::Ext;
+use super::inode::{Inode, ROOT, flags};
 use super::superblock::Superblock;
 use super::sweep::sweep;
+use super::volume::Ext;
 use crate::bytes::put;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, Volume};
 
-/// Bytes of an inode table that are read at once.
-const CHUNK: u64 = 4 << 20;
+/// Bytes of an inode table that are read at once: few enough to be still in a core's cache when they are decoded.
+const CHUNK: u64 = 128 << 10;
 
 /// An inode in use, with the bytes behind its fixed fields where these hold attributes.
 #[derive(Clone, Debug)]
@@ -38,6 +38,27 @@ pub struct Scan {
     pub nodes: Vec<Node>,
     /// What was damaged.
     pub problems: Vec<Trouble>,
+}
+
+/// A stretch of a group's inode table.
+struct Stretch<'a> {
+    /// The group's first inode.
+    first: u32,
+    /// The group's table.
+    table: Offset<Volume>,
+    /// The group's bitmap; none where it can't be relied on.
+    bits: Option<&'a Vec<u8>>,
+    /// Which inodes of the group.
+    range: std::ops::Range<u32>,
+}
+
+impl Stretch<'_> {
+    fn used(&self, index: u32) -> bool {
+        self.bits.is_none_or(|b| b.get((index >> 3) as usize).is_some_and(|byte| byte >> (index & 7) & 1 == 1))
+    }
+    fn at(&self, index: u32, size: u64) -> Offset<Volume> {
+        self.table.saturating_add(u64::from(index).saturating_mul(size))
+    }
 }
 
 impl Node {
@@ -84,19 +105,14 @@ impl Node {
 }
 
 impl Ext {
-    /// The place of an inode in its table.
-    pub fn inode_at(&self, number: u32) -> Result<Offset<Volume>> {
+    /// Whether an inode is the file system's own.
+    pub(super) fn hidden(&self, node: &Node) -> bool {
         let s = &self.superblock;
-        let index = number.checked_sub(1).filter(|_| number <= s.inodes);
-        let place = index.and_then(|i| {
-            let group = i.checked_div(s.inodes_per_group)?;
-            let rest = u64::from(i.checked_rem(s.inodes_per_group)?);
-            let table = self.groups.get(group as usize)?.as_ref()?.0.inode_table;
-            s.byte(table).checked_add(rest.checked_mul(s.inode_size.into())?)
-        });
-        place.ok_or_else(|| {
-            Error::corrupt(format!("ext inode {number}"), Offset::<Volume>::new(0), "a number that the groups have")
-        })
+        let n = node.number;
+        n != ROOT && n < s.first_inode
+            || s.hidden.contains(&n)
+            || n == s.journal_inode
+            || node.inode.has(flags::EA_INODE)
     }
     /// One inode.
     ///
@@ -174,13 +190,17 @@ impl Ext {
                 scan.problems.push((0, Error::corrupt(format!("ext group {n}"), at, "an inode table of its own")));
             }
         }
-        let groups: Vec<_> = groups.into_iter().zip(good).filter_map(|(g, good)| good.then_some(g)).collect();
-        for batch in groups.chunks(16) {
-            let done: Vec<Scan> = batch.par_iter().map(|(n, g, bits)| self.scan_group(*n, g, *bits)).collect();
-            for one in done {
-                scan.nodes.extend(one.nodes);
-                scan.problems.extend(one.problems);
-            }
+        let mut stretches = Vec::new();
+        for ((n, g, bits), _) in groups.into_iter().zip(good).filter(|g| g.1) {
+            self.stretches(n, g, bits, &mut stretches);
+        }
+        let parts: Vec<Scan> =
+            stretches.par_iter().map_init(Vec::new, |buffer, stretch| self.scan_stretch(stretch, buffer)).collect();
+        // One copy at the end: growing by and by would copy all of them several times.
+        scan.nodes.reserve_exact(parts.iter().map(|p| p.nodes.len()).sum());
+        for part in parts {
+            scan.nodes.extend(part.nodes);
+            scan.problems.extend(part.problems);
         }
         scan
     }
@@ -223,79 +243,67 @@ impl Ext {
         }
         out
     }
-    /// The inodes of one group. Without a bitmap that can be relied on, the whole table is looked at.
-    fn scan_group(&self, group: u32, g: &Group, bits: Option<&Vec<u8>>) -> Scan {
+    /// The stretches of a group's table that are to be read. Without a bitmap that can be relied on, that is all of it.
+    fn stretches<'a>(&self, group: u32, g: &Group, bits: Option<&'a Vec<u8>>, out: &mut Vec<Stretch<'a>>) {
         let s = &self.superblock;
-        let mut scan = Scan::default();
         let relied = self.groups.get(group as usize).and_then(Option::as_ref).is_some_and(|g| g.1);
         let per = s.inodes_per_group;
         let first = group.saturating_mul(per).saturating_add(1);
         let mut count = per.min(s.inodes.saturating_sub(first.saturating_sub(1)));
-        if relied && s.uninit_groups() && bits.is_some() {
+        if relied && s.uninit_groups() {
             if g.flags & INODE_UNINIT != 0 {
-                return scan;
+                return;
             }
-            count = count.min(per.saturating_sub(g.unused_inodes));
-        } else if relied && s.uninit_groups() && g.flags & INODE_UNINIT != 0 {
+            if bits.is_some() {
+                count = count.min(per.saturating_sub(g.unused_inodes));
+            }
+        }
+        let step = u32::try_from(CHUNK.checked_div(s.inode_size.into()).unwrap_or(1)).unwrap_or(1).max(1);
+        let table = s.byte(g.inode_table);
+        for from in (0..count).step_by(step as usize) {
+            let to = from.saturating_add(step).min(count);
+            let mut stretch = Stretch { first, table, bits, range: from..to };
+            // Only from the first to the last one in use.
+            if let Some(a) = (from..to).find(|i| stretch.used(*i)) {
+                let b = (a..to).rev().find(|i| stretch.used(*i)).unwrap_or(a).saturating_add(1);
+                stretch.range = a..b;
+                out.push(stretch);
+            }
+        }
+    }
+    /// The inodes of a stretch; `buffer` is room that is used again and again.
+    fn scan_stretch(&self, stretch: &Stretch<'_>, buffer: &mut Vec<u8>) -> Scan {
+        let size = u64::from(self.superblock.inode_size);
+        let mut scan = Scan::default();
+        let at = stretch.at(stretch.range.start, size);
+        let len = (stretch.range.len() as u64).saturating_mul(size);
+        buffer.resize(usize::try_from(len).unwrap_or(0), 0);
+        if let Err(e) = self.volume.read_at(at, buffer) {
+            self.scan_slowly(stretch, &mut scan);
+            scan.problems.push((0, e));
             return scan;
         }
-        let used = |index: u32| {
-            bits.is_none_or(|b| b.get((index >> 3) as usize).is_some_and(|byte| byte >> (index & 7) & 1 == 1))
-        };
-        let size = u64::from(s.inode_size);
-        let step = u32::try_from(CHUNK.checked_div(size).unwrap_or(1)).unwrap_or(1).max(1);
-        let table = s.byte(g.inode_table);
-        let mut from = 0u32;
-        while from < count {
-            let to = from.saturating_add(step).min(count);
-            // Only from the first to the last one in use.
-            let Some(a) = (from..to).find(|i| used(*i)) else {
-                from = to;
-                continue;
-            };
-            let b = (a..to).rev().find(|i| used(*i)).unwrap_or(a).saturating_add(1);
-            from = to;
-            let at = table.saturating_add(u64::from(a).saturating_mul(size));
-            let len = u64::from(b.saturating_sub(a)).saturating_mul(size);
-            let read = usize::try_from(len).map_err(|_| Error::past_end(at, len, self.volume.len()));
-            let bytes = match read.and_then(|len| self.volume.read_vec(at, len)) {
-                Ok(bytes) => bytes,
-                Err(e) => {
-                    self.scan_slowly(first, a..b, table, &used, &mut scan);
-                    scan.problems.push((0, e));
-                    continue;
-                }
-            };
-            for (index, one) in (a..b).zip(bytes.chunks_exact(usize::from(s.inode_size))) {
-                if used(index) {
-                    let at = table.saturating_add(u64::from(index).saturating_mul(size));
-                    scan.nodes.extend(Node::decode(self, first.saturating_add(index), at, one, &mut scan.problems));
-                }
-            }
+        let in_use = |(index, _): &(u32, &[u8])| stretch.used(*index);
+        scan.nodes.reserve_exact(stretch.range.clone().filter(|i| stretch.used(*i)).count());
+        let all = stretch.range.clone().zip(buffer.chunks_exact(usize::from(self.superblock.inode_size)));
+        for (index, one) in all.filter(in_use) {
+            let number = stretch.first.saturating_add(index);
+            scan.nodes.extend(Node::decode(self, number, stretch.at(index, size), one, &mut scan.problems));
         }
         scan
     }
     /// A stretch of a table that can't be read at once: inode by inode.
-    fn scan_slowly(
-        &self,
-        first: u32,
-        range: std::ops::Range<u32>,
-        table: Offset<Volume>,
-        used: &impl Fn(u32) -> bool,
-        scan: &mut Scan,
-    ) {
+    fn scan_slowly(&self, stretch: &Stretch<'_>, scan: &mut Scan) {
         let size = u64::from(self.superblock.inode_size);
-        for index in range.filter(|i| used(*i)) {
-            let at = table.saturating_add(u64::from(index).saturating_mul(size));
+        for index in stretch.range.clone().filter(|i| stretch.used(*i)) {
+            let at = stretch.at(index, size);
             if at.get() >= self.volume.len() {
                 break;
             }
+            let number = stretch.first.saturating_add(index);
             match self.volume.read_vec(at, usize::from(self.superblock.inode_size)) {
-                Ok(bytes) => {
-                    let number = first.saturating_add(index);
-                    scan.nodes.extend(Node::decode(self, number, at, &bytes, &mut scan.problems));
-                }
-                Err(e) => scan.problems.push((first.saturating_add(index), e)),
+                Ok(bytes) => scan.nodes.extend(Node::decode(self, number, at, &bytes, &mut scan.problems)),
+                Err(e) => scan.problems.push((number, e)),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::bits::Bits;
 use super::group::BLOCK_UNINIT;
-use super::read::Ext;
+use super::volume::Ext;
 
 /// Gives out what was free before, and marks it as used.
 #[derive(Debug)]
