@@ -50,7 +50,11 @@ impl Target for Fat32 {
             "cp -r, mounted copies" => {
                 let medium = medium();
                 let mount = Mount::fat(&medium, "rw+");
-                Copy { command: cp(from, mount.dir.to_str().unwrap()), mount: Some(mount), medium: Some(medium) }
+                Copy {
+                    command: cp(from, mount.dir.to_str().unwrap()),
+                    mount: Some(Box::new(mount)),
+                    medium: Some(medium),
+                }
             }
             _ => Copy { command: cp(from, &fresh_folder(self.dir())), mount: None, medium: None },
         }

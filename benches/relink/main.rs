@@ -6,6 +6,7 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
+mod ext;
 mod fat;
 mod guests;
 mod measure;
@@ -26,10 +27,23 @@ fn main() {
     part("walk: NTFS, 20,000 mixed files", &|title| walk::ntfs(title, &guest::windows()));
     part("relink: FAT32, large files of an NTFS guest", &|title| {
         let guest = guest::large_files();
-        relink::run(title, &guest, &fat::Fat32::new(&guest.image));
+        relink::run(title, &guest, &fat::Fat32::new(&guest.image), relink::ntfs_source);
     });
     part("relink: FAT32, 20,000 mixed files of an NTFS guest", &|title| {
         let guest = guests::plain_names(&guest::windows());
-        relink::run(title, &guest, &fat::Fat32::new(&guest.image));
+        relink::run(title, &guest, &fat::Fat32::new(&guest.image), relink::ntfs_source);
+    });
+    part("walk: ext4, 200,000 small files", &|title| ext::walk(title, &ext::many_files()));
+    part("relink: ext4, large files of an ext4 guest", &|title| {
+        let guest = ext::large_files();
+        relink::run(title, &guest, &ext::Ext4::new(&guest.image), ext::source);
+    });
+    part("relink: ext4, 20,000 mixed files of an ext4 guest", &|title| {
+        let guest = ext::mixed_files();
+        relink::run(title, &guest, &ext::Ext4::new(&guest.image), ext::source);
+    });
+    part("relink: ext4, 20,000 mixed files of an NTFS guest", &|title| {
+        let guest = guest::windows();
+        relink::run(title, &guest, &ext::Ext4::new(&guest.image), relink::ntfs_source);
     });
 }

@@ -1,5 +1,6 @@
 //! A relink against copies of the same files onto the same kind of medium.
 
+use std::any::Any;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,9 +33,24 @@ pub struct Copy {
     /// The command.
     pub command: Vec<String>,
     /// The mount of the medium that it writes to, if any.
-    pub mount: Option<Mount>,
+    pub mount: Option<Box<dyn Any>>,
     /// The file that is the medium: who else writes to it during the copy is counted too.
     pub medium: Option<PathBuf>,
+}
+
+/// The guest's files as a driver shows them.
+pub struct Source {
+    /// Where.
+    pub dir: PathBuf,
+    /// The mount, held for as long as it is wanted.
+    pub _mount: Box<dyn Any>,
+}
+
+/// An NTFS guest in a partition, by `ntfs-3g`.
+pub fn ntfs_source(guest: &Guest) -> Source {
+    let len = fs::metadata(&guest.image).unwrap().len() - guest::PART - (1 << 20);
+    let mount = Mount::ntfs(&guest.image, guest::PART, len, "ro,streams_interface=none");
+    Source { dir: mount.dir.clone(), _mount: Box::new(mount) }
 }
 
 /// Seconds after which a copy is stopped.
@@ -43,7 +59,7 @@ fn stop() -> String {
 }
 
 /// Prints the relink's rows, and one for each copy.
-pub fn run(title: &str, guest: &Guest, target: &dyn Target) {
+pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -> Source) {
     let bytes: u64 = guest.files.values().map(|s| s.size).sum();
     let files = guest.files.len() as u64;
     println!("\n## {title}: {files} files, {} MB, {}", bytes / 1_000_000, target.what());
@@ -81,13 +97,11 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target) {
         number("written_journal_bytes")
     );
     println!("  linked {}   copied {}", summary["linked"], summary["copied"]);
-    copies(guest, bytes, target, best.seconds);
+    copies(&source(guest), bytes, target, best.seconds);
 }
 
-/// Copies from a mount by `ntfs-3g`.
-fn copies(guest: &Guest, bytes: u64, target: &dyn Target, relink: f64) {
-    let len = fs::metadata(&guest.image).unwrap().len() - guest::PART - (1 << 20);
-    let source = Mount::ntfs(&guest.image, guest::PART, len, "ro,streams_interface=none");
+/// Copies from a mount.
+fn copies(source: &Source, bytes: u64, target: &dyn Target, relink: f64) {
     let mut from: Vec<String> =
         fs::read_dir(&source.dir).unwrap().map(|e| e.unwrap().path().display().to_string()).collect();
     from.sort();
