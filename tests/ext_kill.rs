@@ -256,9 +256,8 @@ fn killed_at_every_call_of_a_recovery() {
     for (host, guest) in hosts() {
         let scene = Scene::new(host, guest);
         let (stopped, journal) = (scene.dir.path().join("stopped"), scene.dir.path().join("stopped.journal"));
-        let starts: [(&str, &dyn Fn(&Scene), &str); 2] =
-            [("relink", &Scene::reset, "after"), ("undo", &Scene::to_after, "before")];
-        for (verb, start, end) in starts {
+        for (verb, end) in [("relink", "after"), ("undo", "before")] {
+            let start = if verb == "relink" { Scene::reset } else { Scene::to_after };
             start(&scene);
             let writes = scene.calls(verb)["pwrite64"];
             let stops: Vec<u64> = if ext_support::long() { (1..=12).collect() } else { vec![4, 2] };
