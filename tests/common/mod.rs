@@ -9,6 +9,7 @@ pub mod guest;
 pub mod hash;
 pub mod host;
 pub mod mounts;
+pub mod mutate;
 pub mod noise;
 pub mod run;
 pub mod seen;

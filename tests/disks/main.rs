@@ -3,7 +3,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod damage;
 mod folder;
+#[expect(dead_code, reason = "a part of it is used here")]
+#[path = "../common/memory.rs"]
+mod memory;
 mod qemu;
 mod vdi;
 mod vhd;

@@ -18,7 +18,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// A child over the VDI at `base`: blocks as they are here, none for the parent's, `Some(None)` for discarded ones.
-fn child(base: &Path, path: &Path, id: u8, blocks: &[Option<Option<u8>>]) {
+pub fn child(base: &Path, path: &Path, id: u8, blocks: &[Option<Option<u8>>]) {
     let parent = fs::read(base).unwrap();
     let data = u32::from_le_bytes(parent[344..348].try_into().unwrap()) as usize;
     let mut bytes = parent[..data].to_vec();
@@ -46,7 +46,7 @@ fn child(base: &Path, path: &Path, id: u8, blocks: &[Option<Option<u8>>]) {
 }
 
 /// A base of 5 MiB with some content.
-fn base(dir: &Path) -> Vec<u8> {
+pub fn base(dir: &Path) -> Vec<u8> {
     let raw = qemu::raw(dir, 5 << 20, &mut Noise::new(31));
     qemu::convert(&raw, "vdi", "", &dir.join("base.vdi"));
     fs::read(raw).unwrap()

@@ -31,7 +31,7 @@ fn utf16(text: &str, big: bool) -> Vec<u8> {
 
 /// A child over the VHD at `base`, of sectors that are here: number and the byte that fills it. `unused` fills the others of
 /// their blocks, which are the parent's.
-fn child(base: &Path, path: &Path, id: u8, sectors: &[(usize, u8)], unused: u8) {
+pub fn child(base: &Path, path: &Path, id: u8, sectors: &[(usize, u8)], unused: u8) {
     let parent = fs::read(base).unwrap();
     let size = u64::from_be_bytes(parent[parent.len() - 512 + 48..][..8].try_into().unwrap()) as usize;
     let mut footer = parent[parent.len() - 512..].to_vec();
@@ -91,7 +91,7 @@ fn child(base: &Path, path: &Path, id: u8, sectors: &[(usize, u8)], unused: u8) 
 }
 
 /// A dynamic base of 10 MiB, and its bytes.
-fn base(dir: &Path) -> Vec<u8> {
+pub fn base(dir: &Path) -> Vec<u8> {
     let raw = qemu::raw(dir, 10 << 20, &mut Noise::new(41));
     qemu::convert(&raw, "vpc", "subformat=dynamic,force_size=on", &dir.join("base.vhd"));
     fs::read(raw).unwrap()

@@ -166,21 +166,27 @@ fn files_that_qemu_left_open() {
     assert!(replayed >= 4 && empty >= 1 && closed >= 1, "{replayed} {empty} {closed}");
 }
 
+/// A disk that was left open with entries in its log.
+pub fn dirty(path: &Path) {
+    let writes: Vec<_> = (0..7).map(|n| (n << 20, MIB as u64, 7)).collect();
+    for n in 0..200 {
+        qemu::create(path, "vhdx", "block_size=1M", 8 << 20);
+        left_open(path, &writes, 5 + n % 16);
+        let bytes = fs::read(path).unwrap();
+        if u64_at(&bytes, bat(&bytes)) & 7 == 6 && !entries(&bytes).is_empty() {
+            return;
+        }
+    }
+    panic!("qemu-io was never killed while its log was needed");
+}
+
 /// What the log writes over payload is read from there, and isn't said to be stored where it is not.
 #[test]
 fn a_log_that_writes_payload() {
     let dir = scratch();
     let path = dir.path().join("d.vhdx");
-    let mut bytes = Vec::new();
-    let writes: Vec<_> = (0..7).map(|n| (n << 20, MIB as u64, 7)).collect();
-    for n in 0..200 {
-        qemu::create(&path, "vhdx", "block_size=1M", 8 << 20);
-        left_open(&path, &writes, 5 + n % 16);
-        bytes = fs::read(&path).unwrap();
-        if u64_at(&bytes, bat(&bytes)) & 7 == 6 && !entries(&bytes).is_empty() {
-            break;
-        }
-    }
+    dirty(&path);
+    let mut bytes = fs::read(&path).unwrap();
     let payload = (u64_at(&bytes, bat(&bytes)) >> 20 << 20) as usize;
     assert!(payload > 0 && bytes[payload..payload + MIB].iter().all(|b| *b == 7));
     let (last, len) = *entries(&bytes).iter().max_by_key(|(e, _)| u64_at(&bytes, e + 16)).unwrap();
@@ -232,7 +238,7 @@ fn damaged_headers() {
 
 /// What a block of a child is.
 #[derive(Clone, Copy)]
-enum Block {
+pub enum Block {
     Absent,
     Zero,
     Full(u8),
@@ -241,7 +247,7 @@ enum Block {
 }
 
 /// A child over the VHDX at `base`, in blocks of 2 MiB. `unused` fills what is the parent's in blocks that are partly here.
-fn child(base: &Path, path: &Path, id: u8, size: u64, blocks: &[Block], unused: u8) {
+pub fn child(base: &Path, path: &Path, id: u8, size: u64, blocks: &[Block], unused: u8) {
     const BLOCK: usize = 2 * MIB;
     let name = base.file_name().unwrap().to_str().unwrap();
     qemu::create(path, "vhdx", "block_size=2M", size);

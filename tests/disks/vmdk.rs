@@ -17,7 +17,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// A descriptor with these extent lines.
-fn descriptor(kind: &str, cid: u32, parent: Option<(u32, &str)>, extents: &str) -> String {
+pub fn descriptor(kind: &str, cid: u32, parent: Option<(u32, &str)>, extents: &str) -> String {
     let parent = match parent {
         Some((cid, name)) => format!("parentCID={cid:08x}\ncreateType=\"{kind}\"\nparentFileNameHint=\"{name}\""),
         None => format!("parentCID=ffffffff\ncreateType=\"{kind}\""),
@@ -150,7 +150,7 @@ fn an_extent_alone_is_refused() {
 }
 
 /// A VMFS-sparse extent (`COWD`): grains that are here, each with the byte that fills it.
-fn cowd(sectors: usize, grain: usize, grains: &[(usize, u8)]) -> Vec<u8> {
+pub fn cowd(sectors: usize, grain: usize, grains: &[(usize, u8)]) -> Vec<u8> {
     let covers = 4096 * grain;
     let tables = sectors.div_ceil(covers);
     let mut bytes = vec![0; 4 * 512];
@@ -179,7 +179,7 @@ fn cowd(sectors: usize, grain: usize, grains: &[(usize, u8)]) -> Vec<u8> {
 }
 
 /// A space-efficient extent: grains of 4 KiB, each with the byte that fills it; 0 for one of zeros, 1 for an unmapped one.
-fn sesparse(sectors: usize, grains: &[(usize, u8)]) -> Vec<u8> {
+pub fn sesparse(sectors: usize, grains: &[(usize, u8)]) -> Vec<u8> {
     let covers = 4096 * 8;
     let tables = sectors.div_ceil(covers);
     let (directory, first) = (2usize, 2 + (tables * 8).div_ceil(512));
