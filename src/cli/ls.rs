@@ -188,7 +188,11 @@ impl Ls {
             Ok::<_, End>(())
         })?;
         for problem in tree.problems() {
-            self.problem(s, &problem.what, count)?;
+            if problem.hides {
+                self.problem(s, &problem.what, count)?;
+            } else {
+                self.note(s, &problem.what)?;
+            }
         }
         Ok(())
     }
@@ -211,6 +215,17 @@ impl Ls {
                 }
             }
         }
+    }
+
+    /// Something that is odd and hides nothing.
+    fn note(&self, s: &mut Session<'_>, what: &str) -> Result<(), End> {
+        if self.json {
+            Row::new(s.out.buffer(), "note").value("what", what).end();
+            return Ok(s.out.row()?);
+        }
+        s.out.flush()?;
+        s.out.complain(&format!("note: {what}"));
+        Ok(())
     }
 
     /// Something that could not be read: a row, or a line on standard error.

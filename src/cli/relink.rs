@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -71,6 +71,13 @@ impl Relink {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         if self.commit {
             s.out.never_stop();
+        }
+        if let (Some(journal), Some(manifest)) = (&self.journal, &self.manifest)
+            && same_path(journal, manifest)
+        {
+            let what =
+                format!("--journal and --manifest are the same file, {}: each has to be a new one", journal.display());
+            return Err(Error::Usage(what).into());
         }
         let options = Options {
             into: names_of(&self.into)?,
@@ -143,9 +150,22 @@ impl Relink {
 }
 
 /// The names of a directory given by its path from the host's root.
+/// Whether two paths that may not exist yet are one: the same name in the same folder.
+fn same_path(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let full = std::path::absolute(path).ok()?;
+        let folder = full.parent()?.canonicalize().ok()?;
+        Some((folder, full.file_name()?.to_owned()))
+    };
+    a == b || place(a).is_some_and(|at| place(b) == Some(at))
+}
+
 fn names_of(path: &OsStr) -> Result<Vec<HostName>, Error> {
     let names: Vec<HostName> =
         path.as_bytes().split(|b| *b == b'/').filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    if path.is_empty() {
+        return Err(Error::Usage("--into: expected a directory of the host, `/` for its root".into()));
+    }
     if names.iter().any(|n| n == b"." || n == b"..") {
         return Err(Error::Usage("--into: expected the names of directories, without . and ..".into()));
     }

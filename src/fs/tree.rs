@@ -185,6 +185,8 @@ pub enum Form {
     Inline,
     /// Compressed in units of so many bytes.
     Compressed(u32),
+    /// Compressed as a whole by Windows, and kept in another stream of the file (WOF, "Compact OS").
+    Wof,
     /// Encrypted.
     Encrypted,
 }
@@ -213,6 +215,9 @@ pub struct Problem {
     pub object: Option<ObjectId>,
     /// Which structure, where, what was expected: the error's own words.
     pub what: String,
+    /// Whether it hides data or names: something may be there that the tree does not have. False for what is only noted, as
+    /// everything that there is can be read all the same.
+    pub hides: bool,
 }
 
 /// An extended attribute: its name with its prefix (`user.x`), and its value.
@@ -483,7 +488,11 @@ impl TreeBuilder {
     }
     /// Notes damage.
     pub fn problem(&mut self, object: Option<ObjectId>, error: &Error) {
-        self.problems.push(Problem { object, what: error.to_string() });
+        self.problems.push(Problem { object, what: error.to_string(), hides: true });
+    }
+    /// Notes what is not as it should be, but hides nothing.
+    pub fn note(&mut self, object: Option<ObjectId>, error: &Error) {
+        self.problems.push(Problem { object, what: error.to_string(), hides: false });
     }
     /// The tree below `root`. A second name of a directory and whatever is in a cycle of directories is left out and
     /// noted as a problem: what the order lists is a tree. Linear but for sorting siblings by name.
@@ -518,6 +527,7 @@ impl TreeBuilder {
                         self.problems.push(Problem {
                             object: Some(object),
                             what: format!("directory {number}: expected one name, left out a second one"),
+                            hides: true,
                         });
                         continue;
                     }

@@ -84,7 +84,7 @@ impl<'a> Drafts<'a> {
         let tree = &guest.tree;
         let mut seen = Seen {
             first: vec![None; tree.objects().count()],
-            damaged: tree.problems().iter().filter_map(|p| p.object).collect(),
+            damaged: tree.problems().iter().filter(|p| p.hides).filter_map(|p| p.object).collect(),
         };
         let top = match guest.part {
             Part::All => tree.root(),

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{ReadAt, Stream};
+use crate::extent::{Layer, LayerId, Offset, ReadAt, Stream};
 use crate::fs::host::Job;
 use crate::relink::{Done, Prepared, Progress, digest, step};
 use crate::report::manifest;
+use crate::report::path::escape;
 use crate::source::medium::JournalFile;
 use crate::source::{guard, medium};
-use crate::stack::Guest;
 use crate::txn::{self, Checked, HostVolume, Sources};
 
 impl Prepared {
@@ -90,13 +90,22 @@ impl Prepared {
 
     /// Whether the host, now that nobody else can write it, is what the plan was made for.
     fn same_host(&self, volume: &HostVolume) -> Result<()> {
-        let now = Guest::probe(0, Arc::new(volume.clone()), crate::fs::ReadOptions::default());
-        let same = now.tree().is_ok_and(|tree| digest::of_tree(&tree) == digest::of_tree(&self.job.tree));
-        let free = |fs: &dyn crate::fs::FileSystem| fs.facts().free_units;
-        if same && now.fs.is_some_and(|fs| free(&*fs) == free(&*self.job.host)) {
+        let now = crate::fs::probe(Arc::new(volume.clone()), crate::fs::ReadOptions::default())?;
+        let tree = now.as_ref().map(|fs| fs.walk()).transpose()?;
+        let same = tree.as_ref().is_some_and(|tree| digest::of_tree(tree) == digest::of_tree(&self.job.tree));
+        if same && now.is_some_and(|fs| fs.facts().free_units == self.job.host.facts().free_units) {
             return Ok(());
         }
-        Err(Error::Refused("the host was changed while the plan was made: plan again".into()))
+        let new = |p: &&crate::fs::Problem| !self.job.tree.problems().contains(p);
+        let Some(tree) = &tree else {
+            let what =
+                "the host's file system is not recognised any more: it was changed, or its first sectors can't be read";
+            return Err(Error::Refused(what.into()));
+        };
+        Err(Error::Refused(match tree.problems().iter().find(new) {
+            Some(problem) => format!("the host does not read as it did when the plan was made: {}", problem.what),
+            None => "the host was changed while the plan was made: plan again".into(),
+        }))
     }
 }
 
@@ -110,7 +119,38 @@ impl Sources for Prepared {
         let none = || Error::NotFound("a stream of the plan".into());
         let origin = self.plan.tree.entries.get(entry).and_then(|e| e.origin).ok_or_else(none)?;
         let (guest, fs) = self.guests.get(origin.volume).zip(self.job.guests.get(origin.volume)).ok_or_else(none)?;
-        Ok(fs.open(&guest.tree, origin.stream.ok_or_else(none)?)?)
+        let stream = fs.open(&guest.tree, origin.stream.ok_or_else(none)?)?;
+        let entry = self.plan.written_path(entry);
+        Ok(Arc::new(Copied { stream, written: escape(&entry).into_owned() }))
+    }
+}
+
+/// A stream that is copied: an error says of which file, and that nothing is lost by it.
+struct Copied {
+    stream: Arc<dyn Layer<Stream>>,
+    written: String,
+}
+
+impl ReadAt<Stream> for Copied {
+    fn id(&self) -> LayerId {
+        self.stream.id()
+    }
+    fn len(&self) -> u64 {
+        self.stream.len()
+    }
+    fn read_at(&self, at: Offset<Stream>, buf: &mut [u8]) -> Result<()> {
+        self.stream.read_at(at, buf).map_err(|e| {
+            let what = format!(
+                "copying {} ({} bytes at {at} of it; nothing of the host that is in use was touched; --discard-unreadable \
+                 leaves such files out)",
+                self.written,
+                buf.len()
+            );
+            match e {
+                Error::Io { doing, cause } => Error::Io { doing: format!("{what}: {doing}"), cause },
+                other => other.within(&what),
+            }
+        })
     }
 }
 

@@ -83,6 +83,7 @@ impl Digest {
                 Form::Inline => 1,
                 Form::Compressed(unit) => u64::from(unit).saturating_add(2),
                 Form::Encrypted => u64::MAX,
+                Form::Wof => 2,
             });
             for e in tree.extents(stream) {
                 self.number(e.len);

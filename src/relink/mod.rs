@@ -18,6 +18,7 @@ mod tests;
 
 pub use back::{recover, undo, undo_on};
 pub use prepare::prepare;
+pub use rest::{WOF, is_wof};
 
 /// What a relink is told beside the address.
 #[derive(Clone, Debug, Default)]

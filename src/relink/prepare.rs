@@ -73,7 +73,7 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     }
     let mut with = plan::Options { zero_slack: options.zero_slack, unreadable: BTreeSet::new() };
     let mut plan = plan::build(&guests, host, &image, &options.into, &with)?;
-    with.unreadable = unreadable(&plan, &guests, &systems, options.decode_first);
+    with.unreadable = unreadable(&plan, &guests, &systems, options);
     if !with.unreadable.is_empty() {
         plan = plan::build(&guests, host, &image, &options.into, &with)?;
     }
@@ -177,20 +177,22 @@ fn entry_of(tree: &Tree, object: ObjectId, path: Option<&[u8]>) -> Option<EntryI
     Some(if spelled(&first) { first } else { names.find(spelled).unwrap_or(first) })
 }
 
-/// Streams that are to be copied and can't be: those that the file system can't open, and, where `decode` asks for it, those that
-/// can't be decoded. What is stored as it is may still meet a bad sector while it is copied, before anything in use is touched.
+/// Streams that are to be copied and can't be: those that the file system can't open, and, before a commit, those that can't be
+/// decoded. What is stored as it is may still meet a bad sector while it is copied, before anything in use is touched: it is read
+/// first only where what can't be read may be left out.
 fn unreadable(
     plan: &Plan,
     guests: &[GuestVolume],
     systems: &[Arc<dyn FileSystem>],
-    decode: bool,
+    options: &Options,
 ) -> BTreeSet<(usize, StreamId)> {
     let copied: BTreeSet<(usize, StreamId, bool)> = plan
         .rows
         .iter()
         .filter(|row| row.verdict == Verdict::Copy)
         .filter_map(|row| {
-            let encoded = matches!(row.reason, Some(Reason::FsCompressed | Reason::ContainerCompressed));
+            let encoded = matches!(row.reason, Some(Reason::FsCompressed | Reason::ContainerCompressed))
+                || options.discard_unreadable;
             Some((row.volume, row.stream?, encoded))
         })
         .collect();
@@ -200,7 +202,7 @@ fn unreadable(
             let Some((guest, fs)) = guests.get(*volume).zip(systems.get(*volume)) else { return false };
             let readable = || -> Result<()> {
                 let layer = fs.open(&guest.tree, *stream)?;
-                let mut buf = vec![0; if decode && *encoded { CHUNK } else { 0 }];
+                let mut buf = vec![0; if options.decode_first && *encoded { CHUNK } else { 0 }];
                 let mut at = 0u64;
                 while !buf.is_empty() && at < layer.len() {
                     let part = layer.len().saturating_sub(at).min(CHUNK as u64);
@@ -293,7 +295,8 @@ mod tests {
         let guest =
             GuestVolume { folder: None, part: Part::All, tree: Arc::clone(&tree), layer, map: Map::new(), fs: None };
         let found = |decode| -> Vec<_> {
-            let all = unreadable(&plan, std::slice::from_ref(&guest), &[Arc::new(Broken)], decode);
+            let options = Options { decode_first: decode, ..Options::default() };
+            let all = unreadable(&plan, std::slice::from_ref(&guest), &[Arc::new(Broken)], &options);
             all.into_iter().map(|(_, stream)| stream.index()).collect()
         };
         assert_eq!(found(false), [0]);

@@ -4,10 +4,17 @@ use std::collections::BTreeSet;
 
 use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Space, What};
-use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree};
+use crate::fs::{EntryId, Form, Kind, ObjectId, StreamId, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Row, Verdict};
 use crate::relink::{Lost, Options};
 use crate::stack::{Guest, Level};
+
+/// Names of streams that NTFS itself gives to its own files.
+const OWN_STREAMS: [&[u8]; 9] =
+    [b"$SDS", b"$Bad", b"$J", b"$Max", b"$T", b"$Info", b"$Verify", b"$Corrupt", b"$Config"];
+
+/// What compresses files as a whole.
+pub const WOF: &str = "WOF (Compact OS)";
 
 /// Bytes read at a time when looking for any that is not zero.
 const CHUNK: u64 = 1 << 20;
@@ -63,9 +70,8 @@ impl<'o> Rest<'o> {
                     self.rest(name, what, Some(left.bytes));
                 }
                 self.nameless(name, &tree);
-                if !tree.problems().is_empty() {
-                    self.damage(name, &tree);
-                }
+                self.hidden(name, &tree);
+                self.damage(name, &tree);
             }
             (None, failed) => {
                 let volume = guest.volume();
@@ -90,6 +96,7 @@ impl<'o> Rest<'o> {
             }
         }
         self.nameless(name, tree);
+        self.hidden(name, tree);
         let sum = |reasons: &[Reason]| {
             let skipped =
                 rows().filter(|r| r.verdict == Verdict::Skip && r.reason.is_some_and(|r| reasons.contains(&r)));
@@ -98,7 +105,12 @@ impl<'o> Rest<'o> {
         };
         let (n, bytes) = sum(&[Reason::Unreadable, Reason::FsEncrypted, Reason::ContainerEncrypted]);
         if n > 0 {
-            self.unreadable(name, format!("{} that can't be read or decoded", counted(n)), Some(bytes));
+            let wof = rows().filter(|r| is_wof(tree, r)).count();
+            let wof = match wof as u64 {
+                0 => String::new(),
+                wof => format!(", {wof} of them compressed by {WOF} (their streams WofCompressedData are written)"),
+            };
+            self.unreadable(name, format!("{} that can't be read or decoded{wof}", counted(n)), Some(bytes));
         }
         let (n, bytes) = sum(&[Reason::TooLarge, Reason::OutOfRange]);
         if n > 0 {
@@ -112,11 +124,20 @@ impl<'o> Rest<'o> {
                 None,
             );
         }
-        if !tree.problems().is_empty() {
-            self.damage(name, tree);
-        }
+        self.damage(name, tree);
     }
 
+    /// Streams of the file system's own files that it does not make itself: somebody has put something there.
+    fn hidden(&mut self, name: &str, tree: &Tree) {
+        let own = tree.objects().filter(|(_, object)| object.system).flat_map(|(id, _)| tree.streams(id));
+        let named = own.filter(|s| tree.stream_name(*s).is_some_and(|n| !OWN_STREAMS.contains(&n)));
+        let (n, bytes) =
+            named.fold((0u64, 0u64), |(n, bytes), s| (n.saturating_add(1), bytes.saturating_add(tree.stream(s).size)));
+        if n > 0 {
+            let streams = if n == 1 { "named stream" } else { "named streams" };
+            self.rest(name, format!("{n} {streams} of the file system's own files"), Some(bytes));
+        }
+    }
     /// Objects with contents that are reached by no name.
     fn nameless(&mut self, name: &str, tree: &Tree) {
         let nameless = nameless(tree);
@@ -128,7 +149,14 @@ impl<'o> Rest<'o> {
     /// Damage that the walk met: what it hides is not known.
     fn damage(&mut self, name: &str, tree: &Tree) {
         let own = |object: Option<ObjectId>| object.is_some_and(|o| tree.object(o).system);
-        let mut problems = tree.problems().iter().filter(|p| !own(p.object));
+        let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        for problem in tree.problems().iter().filter(|p| !own(p.object)) {
+            if problem.hides { &mut problems } else { &mut notes }.push(problem);
+        }
+        for note in notes {
+            self.lose(name, note.what.as_str(), None);
+        }
+        let mut problems = problems.into_iter();
         if let Some(first) = problems.next() {
             let more = problems.count();
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -175,6 +203,11 @@ impl<'o> Rest<'o> {
 /// The name of a volume, for messages.
 pub fn name_of(level: &Level, slot: usize) -> &str {
     level.table.slots.get(slot).map_or("", |s| s.name.as_str())
+}
+
+/// Whether a row's stream is unreadable because it is compressed as a whole.
+pub fn is_wof(tree: &Tree, row: &Row) -> bool {
+    row.reason == Some(Reason::Unreadable) && row.stream.is_some_and(|s| tree.stream(s).form == Form::Wof)
 }
 
 fn prefix(volume: &str) -> String {
@@ -323,7 +356,7 @@ fn zeros<S: Space>(layer: &dyn ReadAt<S>, start: u64, len: u64) -> Result<bool> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Form, NewStream, Object, Times, TreeBuilder};
+    use crate::fs::{NewStream, Object, Times, TreeBuilder};
 
     fn words(tree: &Tree, kept: &[EntryId], part: Part) -> (Option<String>, u64) {
         let left = Left::of(tree, &kept.iter().copied().collect(), Some(part));

@@ -1,12 +1,14 @@
 //! The rows of a plan: what becomes of every file and stream, and everything that the host can't hold of it. `plan`,
 //! `relink` and the manifest have the same rows.
 
+use std::io::Write;
+
 use super::json::Row;
 use super::{listing, path, text};
 use crate::fs::host::{Content, NewKind};
 use crate::fs::{Kind, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Tally, Totals};
-use crate::relink::{Lost, Prepared};
+use crate::relink::{Lost, Prepared, WOF, is_wof};
 
 /// Bytes that a row has, more or less.
 const ROW: usize = 400;
@@ -95,6 +97,9 @@ pub fn json(out: &mut Vec<u8>, plan: &Plan, guests: &[GuestVolume], row: &crate:
     if let Some(reason) = row.reason {
         line.word("reason", reason.word());
     }
+    if is_wof(tree, row) {
+        line.word("detail", WOF);
+    }
     if let Some(at) = row.written {
         line.path("written", "written_raw", &plan.written_path(at));
         if row.renamed {
@@ -121,6 +126,9 @@ pub fn human(out: &mut Vec<u8>, plan: &Plan, guests: &[GuestVolume], row: &crate
     text::right(out, 14, |out| super::json::number(out, size));
     out.extend_from_slice(b"  ");
     out.extend_from_slice(path::escape(&raw).as_bytes());
+    if is_wof(&guest.tree, row) {
+        let _ = write!(out, "  ({WOF})");
+    }
     if let Some(at) = row.written.filter(|_| row.renamed) {
         out.extend_from_slice(b" => ");
         out.extend_from_slice(path::escape(&plan.written_path(at)).as_bytes());

@@ -192,6 +192,9 @@ pub fn open_journal(path: &Path) -> Result<JournalFile> {
         io::ErrorKind::NotFound => Error::NotFound(format!("no journal at {}", path.display())),
         _ => Error::io(format!("opening the journal {}", path.display()), e),
     })?;
+    if !file.metadata().is_ok_and(|m| m.is_file()) {
+        return Err(Error::Unsupported(format!("{}: expected a journal, which is a regular file", path.display())));
+    }
     lock(&file, path)?;
     let journal = Journal { file, folder: folder_of(path).into(), named: AtomicBool::new(true) };
     Ok(JournalFile { path: path.into(), medium: Arc::new(journal) })

@@ -41,6 +41,8 @@ fn what_makes_no_sense_is_a_usage_error() {
         &["relink", image, "--into", "/a", "--manifest", "m"],
         &["relink", image, "--into", "/a", "--slack", "some"],
         &["relink", image, "--into", "/a/../b"],
+        &["relink", image, "--into", ""],
+        &["relink", image, "--into", "/a", "--journal", "same", "--manifest", "./same", "--commit"],
         &["recover"],
         &["undo"],
     ];
@@ -74,5 +76,6 @@ fn what_is_not_there_or_unknown_is_an_input_error_that_names_it() {
     }
     for verb in ["recover", "undo"] {
         unimage([verb, &format!("{}/gone", dir.path().display())]).exits(3);
+        assert!(unimage([verb, "/dev/null"]).exits(3).stderr.contains("a regular file"));
     }
 }

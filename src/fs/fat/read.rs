@@ -331,12 +331,12 @@ impl Walk<'_> {
         };
         if found.long.is_some() && (name.contains(&b'/') || name == b"." || name == b"..") {
             let expected = "a long name without a slash that is neither . nor .., took the 8.3 name";
-            self.tree.problem(None, &Error::corrupt("directory entry", Offset::<Volume>::new(at), expected));
+            self.tree.note(None, &Error::corrupt("directory entry", Offset::<Volume>::new(at), expected));
             name = names::shown(short).into_bytes();
         }
         if name.is_empty() {
             let error = Error::corrupt("directory entry", Offset::<Volume>::new(at), "a name");
-            self.tree.problem(None, &error);
+            self.tree.note(None, &error);
             name = format!("unnamed-{at:x}").into_bytes();
         }
         let kind = if short.is_dir() { Kind::Dir } else { Kind::File };

@@ -47,7 +47,7 @@ fn of_the_volume(fat: &Fat) -> Result<Vec<String>> {
     }
     let scan = fat.scanned()?;
     if let [first, ..] = scan.tree.problems() {
-        out.push(format!("the host is damaged in {} places, the first: {}", scan.tree.problems().len(), first.what));
+        out.push(format!("the host is damaged (problems: {}), the first: {}", scan.tree.problems().len(), first.what));
     }
     let table = &fat.table;
     let lost = table.entries().filter(|(n, value)| !table.is_unused(*value) && !scan.claims.owned.has(*n));
@@ -69,9 +69,15 @@ fn tables_differ(fat: &Fat) -> Result<Option<String>> {
             if bytes != chunk {
                 let i = bytes.iter().zip(chunk).take_while(|(a, b)| a == b).count();
                 let byte = from.saturating_add(i as u64);
+                let active = fat.boot.active_fat();
+                // Where that one can't be read, or makes no sense, the walk has taken another.
+                let tables = if other == active {
+                    format!("FAT {} is not the one that could be read", active.saturating_add(1))
+                } else {
+                    format!("FAT {} and FAT {} differ", active.saturating_add(1), other.saturating_add(1))
+                };
                 return Ok(Some(format!(
-                    "the host's tables differ: FAT 1 and FAT {} at their byte {byte:#x}; check it with `fsck.fat` first",
-                    other.saturating_add(1)
+                    "the host's tables differ: {tables} at byte {byte:#x}; check it with `fsck.fat` first"
                 )));
             }
         }

@@ -303,7 +303,7 @@ impl<'a> Merge<'a> {
                 }
             }
             if link == Some(&Reparse::Other(reparse::WOF)) {
-                form = Form::Compressed(0);
+                form = Form::Wof;
             }
         }
         let named = (!name.is_empty()).then_some(name);
@@ -443,7 +443,7 @@ impl<'a> Merge<'a> {
         if let Some(dir) = orphans {
             self.builder.entry(root, b"$OrphanFiles", dir);
             let what = format!("{orphaned} names whose directory is gone are listed in $OrphanFiles");
-            self.builder.problem(None, &Error::NotFound(what));
+            self.builder.note(None, &Error::NotFound(what));
         }
         if self.strays > 0 {
             let what = format!("{} extension records in use belong to no file and were left out", self.strays);

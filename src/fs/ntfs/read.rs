@@ -246,8 +246,8 @@ impl FileSystem for Ntfs {
                 }
                 Ok(Arc::new(Resident::new(bytes)))
             }
-            Form::Compressed(0) => Err(Error::Unsupported(
-                "a file that is compressed as a whole (Compact OS) can't be read yet; its stream WofCompressedData can"
+            Form::Wof => Err(Error::Unsupported(
+                "a file that is compressed as a whole by WOF (Compact OS) can't be decoded; its stream WofCompressedData can be read"
                     .into(),
             )),
             Form::Compressed(_) => {
