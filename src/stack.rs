@@ -4,16 +4,21 @@
 //! source ── Level 0: container ── table ── file systems ── a file ── Level 1: container ── table ── ...
 //! ```
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use crate::container::gate::{Allow, Closed, Gate};
 use crate::container::{self, Disk, OpenWith};
 use crate::error::{Error, Result};
-use crate::extent::{Device, Layer, LayerId, Map, MapLayer, Offset, ReadAt, Stream, Volume, compose};
+use crate::extent::{Device, LayerId, Map, Offset, ReadAt, Stream, Volume, compose};
 use crate::fs::{self, FileSystem, Kind, ObjectId, ReadOptions, StreamId, Tree};
 use crate::source::{self, SourceOptions};
 use crate::volume::{self, Table};
 
 mod address;
+mod folder;
+mod inside;
 mod lookup;
 
 pub use address::Address;
@@ -22,12 +27,14 @@ pub use address::Address;
 const MAX_LEVELS: usize = 16;
 
 /// How an address is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// For the source.
     pub source: SourceOptions,
     /// For every file system on the way.
     pub read: ReadOptions,
+    /// For files that containers name.
+    pub allow: Arc<Allow>,
 }
 
 /// A volume of a level, with its file system where one was recognised.
@@ -49,6 +56,9 @@ pub struct Level {
     /// Where it lies in the level above: the position of the volume there, the file's stream and the extents of it in
     /// that volume. None for the ground source.
     pub within: Option<Within>,
+    /// Where each further file of the image lies, in the order of [`Disk::parts`]: none for what lies elsewhere than in the
+    /// volume that the image lies on.
+    pub beside: Vec<Option<Within>>,
     /// The container.
     pub disk: Disk,
     /// The partition table.
@@ -70,6 +80,8 @@ pub struct Within {
     /// The stream that the device is: where the map of `device` points.
     pub layer: LayerId,
     device: Map<Device, Stream>,
+    /// The device.
+    id: LayerId,
 }
 
 /// What an address names, in the last level.
@@ -93,6 +105,8 @@ pub struct Stack {
     pub levels: Vec<Level>,
     /// What is named in the last one.
     pub target: Target,
+    /// The snapshot of the target that is named, where it is a file to be opened as an image: [`Stack::descend`] opens it.
+    pub snapshot: Option<String>,
 }
 
 impl Guest {
@@ -144,51 +158,61 @@ impl Guest {
         let kind = self.fs.as_ref().map_or("", |fs| fs.facts().kind);
         ["fat", "exfat", "ntfs"].iter().any(|k| kind.starts_with(k))
     }
-    /// Opens the file at `path` (escaped, from the root; `PATH:STREAM` for a named stream) as an image in its turn.
+    /// Opens the file at `path` (escaped, from the root; `PATH:STREAM` for a named stream, `@SNAPSHOT` behind it)
+    /// as an image in its turn.
     ///
     /// # Errors
     /// [`Error::NotFound`] where it is not there, [`Error::Unsupported`] where it is no file, and whatever opening meets.
     pub fn open_image(&self, path: &str, options: OpenOptions) -> Result<Level> {
         let tree = self.tree()?;
-        match lookup::find(&tree, path, self.folds_case())? {
-            lookup::Found::Object(object) => self.open_object(object, options),
-            lookup::Found::Stream(stream) => self.open_stream(stream, options),
+        let (found, snapshot) = lookup::find_file(&tree, path, self.folds_case())?;
+        match found {
+            lookup::Found::Object(object) => self.open_object(object, snapshot, options),
+            lookup::Found::Stream(stream) => self.open_stream(stream, snapshot, options),
         }
         .map_err(|e| e.within(path))
     }
-    fn open_object(&self, object: ObjectId, options: OpenOptions) -> Result<Level> {
+    fn open_object(&self, object: ObjectId, snapshot: Option<&str>, options: OpenOptions) -> Result<Level> {
         let tree = self.tree()?;
         match (tree.object(object).kind, tree.data(object)) {
-            (Kind::File, Some(stream)) => self.open_stream(stream, options),
+            (Kind::File, Some(stream)) => self.open_stream(stream, snapshot, options),
             (kind, _) => {
                 Err(Error::Unsupported(format!("expected a file to be opened as an image, it is a {}", kind.word())))
             }
         }
     }
-    fn open_stream(&self, stream: StreamId, options: OpenOptions) -> Result<Level> {
-        let tree = self.tree()?;
-        let file: Arc<dyn ReadAt<Stream>> = self.fs()?.open(&tree, stream)?;
-        let layer = file.id();
-        let device = MapLayer::whole(file)?;
-        let within = Within {
-            volume: self.slot,
-            object: tree.stream(stream).object,
-            stream,
-            map: tree.map(stream),
-            layer,
-            device: device.map()?,
-        };
-        Level::open(Arc::new(device), Some(within), options)
+    fn open_stream(&self, stream: StreamId, snapshot: Option<&str>, options: OpenOptions) -> Result<Level> {
+        let volume = inside::Volume::of(self, &options)?;
+        let (device, within) = volume.device(stream)?;
+        let gate = volume.gate(stream);
+        let mut level = Level::open(Arc::new(device), Some(within), &gate, snapshot, &options)?;
+        let mut opened = volume.opened();
+        level.beside = level
+            .disk
+            .parts
+            .iter()
+            .map(|part| {
+                let at = opened.iter().position(|w| w.id == part.device.id())?;
+                Some(opened.swap_remove(at))
+            })
+            .collect();
+        Ok(level)
     }
 }
 
 impl Level {
-    /// Probes what lies in `device`: container, table, file systems.
+    /// Probes what lies in `device`: container, table, file systems. What the container names is opened through `gate`.
     ///
     /// # Errors
-    /// A container that is not supported, or a device that can't be read.
-    pub fn open(device: Arc<dyn ReadAt<Device>>, within: Option<Within>, options: OpenOptions) -> Result<Self> {
-        let disk = container::probe(Arc::clone(&device), &OpenWith::alone())?;
+    /// A container that is not supported, a snapshot that it does not have, or a device that can't be read.
+    pub fn open(
+        device: Arc<dyn ReadAt<Device>>,
+        within: Option<Within>,
+        gate: &dyn Gate,
+        snapshot: Option<&str>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let disk = container::probe(Arc::clone(&device), &OpenWith::new(gate, &options.allow, snapshot))?;
         let table = volume::probe(Arc::clone(&disk.image) as _)?;
         let guests = table
             .slots
@@ -196,7 +220,7 @@ impl Level {
             .enumerate()
             .map(|(slot, s)| Guest::probe(slot, Arc::clone(&s.layer) as _, options.read))
             .collect();
-        Ok(Self { device, within, disk, table, guests })
+        Ok(Self { device, within, beside: Vec::new(), disk, table, guests })
     }
     /// The guest of a slot.
     ///
@@ -216,17 +240,50 @@ impl Level {
         let id = self.disk.image.id();
         compose(slot.layer.map()?.extents().iter().copied(), |l| (l == id).then_some(&image))
     }
-    /// The volume of `slot` as runs of the volume that this level's file lies in; none for the ground.
+    /// The volume of `slot` as runs of the volume that this level's file lies in; none for the ground. What is stored in a
+    /// file elsewhere is stored in a layer of its own there.
     ///
     /// # Errors
     /// Whatever reading the container's tables meets.
     pub fn volume_in_host(&self, slot: usize) -> Result<Option<Map<Volume, Volume>>> {
-        let Some(within) = &self.within else { return Ok(None) };
+        if self.within.is_none() {
+            return Ok(None);
+        }
         let down = self.volume_in_device(slot)?;
-        let id = self.device.id();
-        let down = compose(down.extents().iter().copied(), |l| (l == id).then_some(&within.device))?;
-        let down = compose(down.extents().iter().copied(), |l| (l == within.layer).then_some(&within.map))?;
+        let files = Files::of(self);
+        let down = compose(down.extents().iter().copied(), |l| files.streams.get(&l).map(AsRef::as_ref))?;
+        let down = compose(down.extents().iter().copied(), |l| files.volumes.get(&l).map(AsRef::as_ref))?;
         Ok(Some(down))
+    }
+}
+
+/// Where the files of an image lie, by the identity of each device and each stream.
+#[derive(Default)]
+struct Files<'l> {
+    streams: HashMap<LayerId, Cow<'l, Map<Device, Stream>>>,
+    volumes: HashMap<LayerId, Cow<'l, Map<Stream, Volume>>>,
+}
+
+impl<'l> Files<'l> {
+    fn of(level: &'l Level) -> Self {
+        let mut files = Self::default();
+        let parts = level.disk.parts.iter().enumerate();
+        let beside = parts.map(|(i, part)| (&part.device, level.beside.get(i).and_then(Option::as_ref)));
+        for (device, within) in beside.chain([(&level.device, level.within.as_ref())]) {
+            match within {
+                Some(within) => {
+                    files.streams.insert(device.id(), Cow::Borrowed(&within.device));
+                    files.volumes.insert(within.layer, Cow::Borrowed(&within.map));
+                }
+                // A stream and a volume that nobody else has.
+                None => {
+                    let stream = LayerId::fresh();
+                    files.streams.insert(device.id(), Cow::Owned(Map::run(device.len(), stream, 0)));
+                    files.volumes.insert(stream, Cow::Owned(Map::run(device.len(), LayerId::fresh(), 0)));
+                }
+            }
+        }
+        files
     }
 }
 
@@ -289,19 +346,25 @@ impl Stack {
         if self.levels.len() >= MAX_LEVELS {
             return Err(Error::Unsupported(format!("more than {MAX_LEVELS} images in images")));
         }
+        let snapshot = self.snapshot.as_deref();
         let level = match &self.target {
-            Target::Object(slot, path, object) => {
-                self.last()?.guest(*slot)?.open_object(*object, options).map_err(|e| e.within(&shown(path)))?
-            }
-            Target::Stream(slot, path, stream) => {
-                self.last()?.guest(*slot)?.open_stream(*stream, options).map_err(|e| e.within(&shown(path)))?
-            }
+            Target::Object(slot, path, object) => self
+                .last()?
+                .guest(*slot)?
+                .open_object(*object, snapshot, options)
+                .map_err(|e| e.within(&shown(path)))?,
+            Target::Stream(slot, path, stream) => self
+                .last()?
+                .guest(*slot)?
+                .open_stream(*stream, snapshot, options)
+                .map_err(|e| e.within(&shown(path)))?,
             Target::Disk | Target::Volume(_) => {
                 return Err(Error::Unsupported("expected a file to be opened as an image, it is a volume".into()));
             }
         };
         self.levels.push(level);
         self.target = Target::Disk;
+        self.snapshot = None;
         Ok(())
     }
 }
@@ -316,22 +379,21 @@ fn shown(path: &[u8]) -> String {
 /// [`Error::NotFound`] for a volume or path that is not there, [`Error::Unsupported`] for bytes that no probe knows where
 /// a path leads into them, and whatever reading meets.
 pub fn open(address: &Address, options: OpenOptions) -> Result<Stack> {
-    let device = source::open(&address.source, options.source)?;
     let name = address.source.display().to_string();
-    open_device(device, address, options).map_err(|e| e.within(&name))
+    open_source(address, options).map_err(|e| e.within(&name))
 }
 
-fn open_device(device: Arc<dyn ReadAt<Device>>, address: &Address, options: OpenOptions) -> Result<Stack> {
-    let ground = Level::open(device, None, options)?;
-    if let Some(snapshot) = &address.snapshot {
-        return Err(Error::NotFound(format!("no snapshot {snapshot}: a {} image has none", ground.disk.kind)));
-    }
-    let mut stack = Stack { address: address.clone(), levels: vec![ground], target: Target::Disk };
+fn open_source(address: &Address, options: OpenOptions) -> Result<Stack> {
+    let device = source::open(&address.source, options.source)?;
+    let folder = folder::Folder::of(&address.source, options.source, &options.allow);
+    let gate: &dyn Gate = folder.as_ref().map_or(&Closed, |folder| folder);
+    let ground = Level::open(device, None, gate, address.snapshot.as_deref(), &options)?;
+    let mut stack = Stack { address: address.clone(), levels: vec![ground], target: Target::Disk, snapshot: None };
     for (position, hop) in address.hops.iter().enumerate() {
         if position > 0 {
-            stack.descend(options)?;
+            stack.descend(options.clone())?;
         }
-        stack.target = lookup::target(stack.last()?, hop)?;
+        (stack.target, stack.snapshot) = lookup::target(stack.last()?, hop)?;
     }
     Ok(stack)
 }

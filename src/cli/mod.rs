@@ -2,10 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::container::gate::Allow;
 use crate::error::Error;
 use crate::fs::ReadOptions;
 use crate::report::{json, path};
@@ -59,7 +62,7 @@ image in its turn. PATH:STREAM names an alternate data stream.
 Exit codes: 0 done; 1 done, but some files failed or were skipped; 2 usage; 3 unreadable, corrupt, unsupported or not
 there; 4 refused because it would not be safe.";
 
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Options of every verb")]
 struct Globals {
     /// Take times that have no zone (FAT) as local to this offset from UTC, such as +02:00.
@@ -73,6 +76,19 @@ struct Globals {
     /// Block devices are always read so.
     #[arg(long, global = true)]
     no_mmap: bool,
+    /// Also open files that an image names (backing files, parents, extents) in this folder; may be given several times.
+    ///
+    /// What an image names is opened only beneath the image's own folder. With this, also beneath DIR: by its whole path,
+    /// or, where that does not lead there, by its base name in DIR itself. //DIR is a folder of the volume that the image
+    /// lies on.
+    #[arg(long, global = true, value_name = "DIR")]
+    allow_dir: Vec<PathBuf>,
+    /// Take a parent of unknown format for raw although its child does not declare it so.
+    #[arg(long, global = true)]
+    allow_raw_parent: bool,
+    /// Take a parent or extent although it is not the one that the image has on record.
+    #[arg(long, global = true)]
+    allow_other_parent: bool,
 }
 
 #[derive(Subcommand)]
@@ -133,18 +149,33 @@ impl Session<'_> {
         OpenOptions {
             source: SourceOptions { no_mmap: self.globals.no_mmap },
             read: ReadOptions { utc_offset: self.globals.timezone },
+            allow: Arc::new(Allow {
+                dirs: self.globals.allow_dir.clone(),
+                raw_parent: self.globals.allow_raw_parent,
+                other_parent: self.globals.allow_other_parent,
+            }),
         }
     }
     /// Opens an address.
     fn open(&self, address: &OsStr) -> Result<Stack, Error> {
+        let stack = self.stack(address)?;
+        if let Some(snapshot) = &stack.snapshot {
+            return Err(Error::Usage(format!(
+                "expected // behind @{snapshot}: it names a snapshot of an image, not a file"
+            )));
+        }
+        Ok(stack)
+    }
+    fn stack(&self, address: &OsStr) -> Result<Stack, Error> {
         let _progress = Progress::new("reading", None);
         stack::open(&self.address(address)?, self.options())
     }
     /// Opens an address that names an image or a part of one. `HOST//PATH` names the image at PATH; a file of an image
     /// that was opened by `//` is a part of that one.
     fn open_image(&self, address: &OsStr) -> Result<Stack, Error> {
-        let mut stack = self.open(address)?;
-        if stack.levels.len() == 1 && matches!(stack.target, Target::Object(..) | Target::Stream(..)) {
+        let mut stack = self.stack(address)?;
+        let file = matches!(stack.target, Target::Object(..) | Target::Stream(..));
+        if file && (stack.levels.len() == 1 || stack.snapshot.is_some()) {
             stack.descend(self.options())?;
         }
         Ok(stack)

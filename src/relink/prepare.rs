@@ -105,10 +105,12 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     }
     let volume = Arc::clone(host_guest.volume());
     let ground = stack.address.source.clone();
-    let on_ground = stack.volume_on_ground(host_level, host_slot)?;
+    // What lies in several files, or is encoded, is not in one piece.
+    let on_ground = stack.volume_on_ground(host_level, host_slot).unwrap_or_default();
+    let source = stack.levels.first().map(|l| l.device.id());
     let volume_at = match on_ground.extents() {
         [run] => match run.what {
-            What::Stored(p) => Some(p.offset.get()),
+            What::Stored(p) if Some(p.layer) == source => Some(p.offset.get()),
             _ => None,
         },
         _ => None,

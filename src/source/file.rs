@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 
 use super::SourceOptions;
 use super::map::FileMap;
@@ -31,30 +31,71 @@ const MAX_MAPPED: usize = 64 << 10;
 pub(super) fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device>>> {
     let opening = || format!("opening {}", path.display());
     // Without NONBLOCK, opening a pipe would wait for a writer.
-    let fd: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-        .map_err(|e| Error::io(opening(), e.into()))?;
+    let fd: OwnedFd = rustix::fs::open(path, FLAGS, Mode::empty()).map_err(|e| Error::io(opening(), e.into()))?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| Error::io(opening(), e.into()))?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let len = match kind {
         FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or_default(),
         FileType::BlockDevice => rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(|e| Error::io(opening(), e.into()))?,
         other => {
-            let what = match other {
-                FileType::Directory => "a directory",
-                FileType::Fifo => "a pipe",
-                FileType::CharacterDevice => "a character device",
-                FileType::Socket => "a socket",
-                _ => "something else",
-            };
             return Err(Error::Unsupported(format!(
-                "{}: expected an image file or a block device, it is {what}",
-                path.display()
+                "{}: expected an image file or a block device, it is {}",
+                path.display(),
+                word(other)
             )));
         }
     };
+    Ok(source(fd, path, len, kind == FileType::RegularFile && !options.no_mmap))
+}
+
+/// How files are opened.
+const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Opens `name` beneath the folder `dir` without leaving it by any link; `path` is what messages call it. The device and inode
+/// number come with it.
+///
+/// # Errors
+/// [`Error::Io`] with what the system says (`EXDEV` where it leads out of the folder), [`Error::Refused`] for what is no
+/// regular file.
+pub(super) fn open_beneath(
+    dir: &OwnedFd,
+    name: &Path,
+    path: &Path,
+    options: SourceOptions,
+) -> Result<(Arc<dyn ReadAt<Device>>, (u64, u64))> {
+    let opening = |e: rustix::io::Errno| Error::io(format!("opening {}", path.display()), e.into());
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let fd = loop {
+        match rustix::fs::openat2(dir, name, FLAGS, Mode::empty(), how) {
+            // Somebody renamed something on the way meanwhile.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            other => break other.map_err(opening)?,
+        }
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(opening)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(Error::Refused(format!("{}: expected a regular file, it is {}", path.display(), word(kind))));
+    }
+    let len = u64::try_from(stat.st_size).unwrap_or_default();
+    Ok((source(fd, path, len, !options.no_mmap), (stat.st_dev, stat.st_ino)))
+}
+
+fn word(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a pipe",
+        FileType::CharacterDevice => "a character device",
+        FileType::BlockDevice => "a block device",
+        FileType::Socket => "a socket",
+        _ => "something else",
+    }
+}
+
+fn source(fd: OwnedFd, path: &Path, len: u64, mapped: bool) -> Arc<dyn ReadAt<Device>> {
     let file = File::from(fd);
-    let map = if kind == FileType::RegularFile && !options.no_mmap { FileMap::new(&file, len) } else { None };
-    Ok(Arc::new(FileSource { id: LayerId::fresh(), file, path: path.to_owned(), len, map }))
+    let map = if mapped { FileMap::new(&file, len) } else { None };
+    Arc::new(FileSource { id: LayerId::fresh(), file, path: path.to_owned(), len, map })
 }
 
 impl FileSource {

@@ -5,6 +5,7 @@ pub mod guard;
 pub mod medium;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +29,21 @@ pub struct SourceOptions {
 /// Where it can't be opened, or is neither.
 pub fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device>>> {
     file::open(path, options)
+}
+
+/// Opens the regular file `name` beneath the open folder `dir`, without following a link out of it; `path` is what messages
+/// call it. Its device and inode number come with it.
+///
+/// # Errors
+/// [`crate::error::Error::Io`] with what the system says, `EXDEV` where the name leads out of the folder;
+/// [`crate::error::Error::Refused`] for what is no regular file.
+pub fn open_beneath(
+    dir: &OwnedFd,
+    name: &Path,
+    path: &Path,
+    options: SourceOptions,
+) -> Result<(Arc<dyn ReadAt<Device>>, (u64, u64))> {
+    file::open_beneath(dir, name, path, options)
 }
 
 /// A file or device that is written: a host, or a journal. The tests put one in its place that fails, tears, drops or

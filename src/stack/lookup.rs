@@ -8,9 +8,44 @@ use crate::report::path::{escape, unescape};
 /// Names that an error lists.
 const SHOWN: usize = 12;
 
-/// What the path `hop` (escaped) names in `level`.
-pub(super) fn target(level: &Level, hop: &str) -> Result<Target> {
+/// What the path `hop` (escaped) names in `level`: a name that is there as it is spelled, else a file and the snapshot behind an
+/// `@`.
+pub(super) fn target(level: &Level, hop: &str) -> Result<(Target, Option<String>)> {
     let hop = hop.trim_matches('/');
+    with_snapshot(hop, |hop| {
+        let target = spelled(level, hop)?;
+        let file = matches!(target, Target::Object(..) | Target::Stream(..));
+        Ok((target, file))
+    })
+    .map(|(target, snapshot)| (target, snapshot.map(str::to_owned)))
+}
+
+/// What a path (escaped) leads to, and the snapshot behind its last `@` where there is nothing by the whole of it.
+pub(super) fn find_file<'p>(tree: &Tree, path: &'p str, folds: bool) -> Result<(Found, Option<&'p str>)> {
+    with_snapshot(path, |path| find(tree, path, folds).map(|found| (found, true)))
+}
+
+/// Looks for a path as it is spelled, then for what stands before an `@` in its last name. `look` says whether what it found may
+/// have snapshots.
+fn with_snapshot<T>(path: &str, look: impl Fn(&str) -> Result<(T, bool)>) -> Result<(T, Option<&str>)> {
+    let missing = match look(path) {
+        Ok((found, _)) => return Ok((found, None)),
+        Err(e @ Error::NotFound(_)) => e,
+        Err(e) => return Err(e),
+    };
+    let last = path.rfind('/').map_or(0, |at| at.saturating_add(1));
+    for (at, _) in path.match_indices('@').filter(|(at, _)| *at > last) {
+        if let (Some(file), Some(snapshot)) = (path.get(..at), path.get(at.saturating_add(1)..))
+            && let Ok((found, true)) = look(file)
+        {
+            return Ok((found, Some(snapshot)));
+        }
+    }
+    Err(missing)
+}
+
+/// What a path (escaped) names in `level`, as it is spelled.
+fn spelled(level: &Level, hop: &str) -> Result<Target> {
     if hop.is_empty() {
         return Ok(Target::Disk);
     }
@@ -79,7 +114,7 @@ pub(super) fn find(tree: &Tree, path: &str, folds: bool) -> Result<Found> {
     Ok(Found::Object(dir))
 }
 
-fn child(tree: &Tree, dir: ObjectId, name: &[u8], folds: bool) -> Option<ObjectId> {
+pub(super) fn child(tree: &Tree, dir: ObjectId, name: &[u8], folds: bool) -> Option<ObjectId> {
     let entry = if folds { tree.child_by(dir, name, same_but_case) } else { tree.child(dir, name) };
     entry.map(|e| tree.entry(e).object)
 }
