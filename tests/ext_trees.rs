@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ext_support::{Memory, Mount, Random, Row, Rows, kernel_rows, make, run, same, scratch, sha};
 use unimage::error::Error;
 use unimage::extent::{Map, What};
-use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
+use unimage::fs::host::{Content, Host, HostFile, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
 use unimage::fs::{FileSystem, Kind, ReadOptions, TimeUnit, Times, Timestamp};
 use unimage::txn::{Checked, Staging};
 
@@ -67,7 +67,7 @@ impl Case {
             })
             .collect();
         let small = args.contains("-I 128");
-        Self { dir, image: HostImage { entry, object, map }, volume, fs, units, unit, older, small }
+        Self { dir, image: HostImage::of(HostFile { entry, object, map }), volume, fs, units, unit, older, small }
     }
     fn host(&self) -> &dyn Host {
         self.fs.as_host().unwrap()
@@ -162,7 +162,7 @@ impl<'c> Wanted<'c> {
             }
         };
         self.rows.insert(path.into_bytes(), row);
-        let origin = Some(Origin { volume: i, stream: None, object: self.case.image.object });
+        let origin = Some(Origin { volume: i, stream: None, object: self.case.image.named.object });
         self.tree.entries.push(NewEntry {
             parent,
             name: name.as_bytes().to_vec(),
@@ -490,7 +490,7 @@ fn hosts_that_are_refused() {
         let tree = fs.walk().unwrap();
         let (entry, _) = tree.order().find(|(e, _)| tree.path(*e) == b"vm/image").unwrap();
         let object = tree.entry(entry).object;
-        let image = HostImage { entry, object, map: tree.map(tree.data(object).unwrap()) };
+        let image = HostImage::of(HostFile { entry, object, map: tree.map(tree.data(object).unwrap()) });
         fs.as_host().unwrap().refusals(&image).unwrap().join("; ")
     };
     assert_eq!(refusals(case.volume.bytes.to_vec()), "");

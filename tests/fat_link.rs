@@ -17,7 +17,7 @@ fn trees_of_all_sorts_on_all_widths() {
     for (i, shape) in SHAPES.iter().enumerate() {
         // In a directory with a long name, and in the root with a short one.
         let case = HostCase::at(*shape, 60, if i.is_multiple_of(2) { IMAGE } else { "DISK.IMG" });
-        assert!(case.image.map.extents().len() > 5, "{shape:?}");
+        assert!(case.image.named.map.extents().len() > 5, "{shape:?}");
         let all = [&[][..], &["out"], &["vm"], &["VM", "new one", "and another"], &["older directory"]];
         for (n, into) in all.iter().enumerate().filter(|(n, _)| *n == i % 5 || *n == (i + 2) % 5) {
             let mut wanted = Wanted::new(&case, into, (10 * i + n) as u64);

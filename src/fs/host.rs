@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
-use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Xattr};
+use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Tree, Xattr};
+use crate::report::path::escape;
 use crate::txn::Staging;
 
 /// What a host can express.
@@ -64,15 +65,55 @@ pub enum NameRules {
     Posix,
 }
 
-/// The image file as it lies on the host: what will be removed.
+/// The image as it lies on the host: the files that make it up, all of which will be removed. No two are one object.
 #[derive(Clone, Debug)]
 pub struct HostImage {
-    /// Its entry and object in the host's tree.
+    /// The file that the address names. What only the relink has takes its times and owner from it.
+    pub named: HostFile,
+    /// The others: extents, split parts, segments, a data file, and a chain's parents where these go, too.
+    pub others: Vec<HostFile>,
+}
+
+/// A file of the host that will be removed.
+#[derive(Clone, Debug)]
+pub struct HostFile {
+    /// Its entry in the host's tree.
     pub entry: EntryId,
-    /// The object.
+    /// Its object.
     pub object: ObjectId,
     /// Its data in the host volume.
     pub map: Map<Stream, Volume>,
+}
+
+impl HostImage {
+    /// An image of one file.
+    pub fn of(named: HostFile) -> Self {
+        Self { named, others: Vec::new() }
+    }
+    /// All of its files, the named one first.
+    pub fn files(&self) -> impl Iterator<Item = &HostFile> + Clone {
+        std::iter::once(&self.named).chain(&self.others)
+    }
+    /// All of its files, and what a reason calls each: `the image`, or `the image's file PATH`.
+    pub fn called<'s>(&'s self, tree: &'s Tree) -> impl Iterator<Item = (&'s HostFile, String)> {
+        self.files().enumerate().map(|(n, file)| {
+            let there = n > 0 && tree.order().any(|(e, _)| e == file.entry);
+            let what = match (n, there) {
+                (0, _) => "the image".to_owned(),
+                (_, true) => format!("the image's file {}", escape(&tree.path(file.entry))),
+                (n, false) => format!("file {n} of the image"),
+            };
+            (file, what)
+        })
+    }
+    /// Whether an object is one of its files.
+    pub fn has(&self, object: ObjectId) -> bool {
+        self.files().any(|f| f.object == object)
+    }
+    /// Whether an entry leads to one of its files.
+    pub fn has_entry(&self, entry: EntryId) -> bool {
+        self.files().any(|f| f.entry == entry)
+    }
 }
 
 /// A name that plan and host agree on. UTF-8 on hosts with [`NameRules::Win32`].

@@ -72,11 +72,11 @@ struct Seen {
 
 impl<'a> Drafts<'a> {
     fn new(rules: Rules, image: &HostImage, options: &'a Options) -> Self {
-        let host = image.map.extents().iter().find_map(|e| match e.what {
+        let host = image.files().flat_map(|f| f.map.extents()).find_map(|e| match e.what {
             What::Stored(p) => Some(p.layer),
             _ => None,
         });
-        let claims = Claims::new(rules, &image.map, host);
+        let claims = Claims::new(rules, image.files().map(|f| &f.map), host);
         Self { rules, options, host, claims, drafts: Vec::new(), resolved: Map::new() }
     }
 

@@ -18,22 +18,28 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Nothing taken yet of an image that lies on its host by `map`. What of it lies elsewhere than in the volume `host`
-    /// is none of the host's units.
-    pub fn new(rules: Rules, map: &Map<Stream, Volume>, host: Option<LayerId>) -> Self {
+    /// Nothing taken yet of an image whose files lie on its host by these maps. What of it lies elsewhere than in the volume
+    /// `host` is none of the host's units.
+    pub fn new<'m>(
+        rules: Rules,
+        maps: impl IntoIterator<Item = &'m Map<Stream, Volume>>,
+        host: Option<LayerId>,
+    ) -> Self {
         let mut own: Vec<(u64, u64)> = Vec::new();
-        let size = map.len();
-        for e in map.extents() {
-            let What::Stored(p) = e.what else { continue };
-            if Some(p.layer) != host {
-                continue;
-            }
-            // The image owns its last unit as a whole; of any other, only what it covers from edge to edge.
-            let (start, end) = (p.offset.get(), p.offset.get().saturating_add(e.len));
-            let start = edge(rules, start, true);
-            let end = edge(rules, end, e.end().get() == size);
-            if start < end {
-                own.push((start, end));
+        for map in maps {
+            let size = map.len();
+            for e in map.extents() {
+                let What::Stored(p) = e.what else { continue };
+                if Some(p.layer) != host {
+                    continue;
+                }
+                // A file owns its last unit as a whole; of any other, only what it covers from edge to edge.
+                let (start, end) = (p.offset.get(), p.offset.get().saturating_add(e.len));
+                let start = edge(rules, start, true);
+                let end = edge(rules, end, e.end().get() == size);
+                if start < end {
+                    own.push((start, end));
+                }
             }
         }
         own.sort_unstable();

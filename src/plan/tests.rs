@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::mock::Mock;
 use super::*;
 use crate::extent::{Encoding, Extent, LayerId, Map, Offset, Place, Stream, Volume, What};
-use crate::fs::host::{Content, HostImage, NewKind};
+use crate::fs::host::{Content, HostFile, HostImage, NewKind};
 use crate::fs::{Form, Kind, NewStream, Object, ObjectId, Times, TreeBuilder};
 
 /// A guest of 1 MiB in an image that lies on a host in two pieces, the second before the first.
@@ -62,7 +62,7 @@ impl Job {
         let map = self.image.extents().iter().map(|e| (e.len, e.what)).collect();
         let tree = Arc::new(self.builder.finish(self.root));
         let guest = GuestVolume { folder: None, part: Part::All, tree, layer: self.guest, map, fs: None };
-        (guest, HostImage { entry, object: file, map: self.image })
+        (guest, HostImage::of(HostFile { entry, object: file, map: self.image }))
     }
     fn plan(self, host: &Mock) -> Planned {
         self.plan_with(host, &Options::default())
@@ -226,13 +226,13 @@ fn what_the_image_has_no_unit_of_its_own_for_is_not_linked() {
     assert_eq!(reasons(&guest, &holes), [(Link, None), (Link, None), (Link, None), other_volume]);
     // A unit of the host that is not this image's, though the image has one of that number elsewhere.
     guest.map = Map::run(4096, host, 512).resized(16384);
-    let far = HostImage {
+    let far = HostImage::of(HostFile {
         map: [(4096, What::Stored(Place { layer: host, offset: Offset::new(FIRST) }))]
             .into_iter()
             .chain([(4096, What::Stored(Place { layer: other, offset: Offset::new(512) }))])
             .collect(),
-        ..image.clone()
-    };
+        ..image.named.clone()
+    });
     let plan = build(std::slice::from_ref(&guest), &fat, &far, &[], &Options::default()).unwrap();
     assert_eq!(plan.rows[0].reason, Some(Reason::Shared));
     // A unit of the host that is not this image's: a parent's, which stays.
@@ -515,7 +515,7 @@ proptest! {
         prop_assert_eq!(format!("{plan:?}"), format!("{again:?}"));
 
         let mut own = BTreeSet::new();
-        for e in image.map.extents() {
+        for e in image.named.map.extents() {
             if let What::Stored(p) = e.what {
                 own.extend((p.offset.get()..p.offset.get() + e.len).step_by(512));
             }

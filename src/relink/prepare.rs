@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
-use crate::fs::host::{HostImage, Job};
+use crate::fs::host::{HostFile, HostImage, Job};
 use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
 use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
 use crate::relink::rest::{Rest, name_of};
@@ -47,7 +47,7 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     if host_tree.stream_name(within.stream).is_some() {
         return Err(Error::Unsupported("the image is a named stream of a file: only a file can be relinked".into()));
     }
-    let image = HostImage { entry, object: within.object, map: within.map.clone() };
+    let image = HostImage::of(HostFile { entry, object: within.object, map: within.map.clone() });
     let image_path = host_tree.path(entry);
 
     let mut rest = Rest::new(options);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 
-use super::SourceOptions;
 use super::map::FileMap;
+use super::{Found, SourceOptions};
 use crate::error::{Error, Result};
 use crate::extent::{Device, LayerId, Offset, ReadAt};
 
@@ -57,12 +57,7 @@ const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLO
 /// # Errors
 /// [`Error::Io`] with what the system says (`EXDEV` where it leads out of the folder), [`Error::Refused`] for what is no
 /// regular file.
-pub(super) fn open_beneath(
-    dir: &OwnedFd,
-    name: &Path,
-    path: &Path,
-    options: SourceOptions,
-) -> Result<(Arc<dyn ReadAt<Device>>, (u64, u64))> {
+pub(super) fn open_beneath(dir: &OwnedFd, name: &Path, path: &Path, options: SourceOptions) -> Result<Found> {
     let opening = |e: rustix::io::Errno| Error::io(format!("opening {}", path.display()), e.into());
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let fd = loop {
@@ -78,7 +73,8 @@ pub(super) fn open_beneath(
         return Err(Error::Refused(format!("{}: expected a regular file, it is {}", path.display(), word(kind))));
     }
     let len = u64::try_from(stat.st_size).unwrap_or_default();
-    Ok((source(fd, path, len, !options.no_mmap), (stat.st_dev, stat.st_ino)))
+    let source = source(fd, path, len, !options.no_mmap);
+    Ok(Found { source, device: stat.st_dev, inode: stat.st_ino })
 }
 
 fn word(kind: FileType) -> &'static str {

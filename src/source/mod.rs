@@ -31,18 +31,23 @@ pub fn open(path: &Path, options: SourceOptions) -> Result<Arc<dyn ReadAt<Device
     file::open(path, options)
 }
 
+/// A file that was opened beneath a folder.
+pub struct Found {
+    /// Its bytes.
+    pub source: Arc<dyn ReadAt<Device>>,
+    /// The number of its file system.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
 /// Opens the regular file `name` beneath the open folder `dir`, without following a link out of it; `path` is what messages
-/// call it. Its device and inode number come with it.
+/// call it.
 ///
 /// # Errors
 /// [`crate::error::Error::Io`] with what the system says, `EXDEV` where the name leads out of the folder;
 /// [`crate::error::Error::Refused`] for what is no regular file.
-pub fn open_beneath(
-    dir: &OwnedFd,
-    name: &Path,
-    path: &Path,
-    options: SourceOptions,
-) -> Result<(Arc<dyn ReadAt<Device>>, (u64, u64))> {
+pub fn open_beneath(dir: &OwnedFd, name: &Path, path: &Path, options: SourceOptions) -> Result<Found> {
     file::open_beneath(dir, name, path, options)
 }
 

@@ -81,17 +81,17 @@ fn beneath(
 ) -> std::result::Result<Opened, Not> {
     let path = root.path.join(below);
     match source::open_beneath(&root.fd, below, &path, options) {
-        Ok((device, (number, inode))) => {
+        Ok(found) => {
             let gate = Folder {
                 root: Arc::clone(root),
                 base: normal(below).parent().map(Path::to_owned).unwrap_or_default(),
                 name: below.file_name().map(|n| n.as_bytes().to_vec()).unwrap_or_default(),
-                identity: Identity::File { device: number, inode },
+                identity: Identity::File { device: found.device, inode: found.inode },
                 options,
                 allow: Arc::clone(allow),
             };
             let name = escape(normal(&path).as_os_str().as_bytes()).into_owned();
-            Ok(Opened { device, gate: Arc::new(gate), name, remark })
+            Ok(Opened { device: found.source, gate: Arc::new(gate), name, remark })
         }
         Err(Error::Io { doing, cause }) => Err(match cause.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::XDEV | rustix::io::Errno::LOOP) => Not::Outside,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use unimage::extent::{Extent, Map, Offset, Volume, What};
-use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
+use unimage::fs::host::{Content, Host, HostFile, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
 use unimage::fs::{FileSystem, Kind, TimeUnit, Times, Timestamp, Tree};
 
 #[path = "../common/apply.rs"]
@@ -82,7 +82,16 @@ impl HostCase {
         let mut older = hashes(&*fs, &tree);
         older.remove(path);
         let checked = fsck(&volume.bytes);
-        Self { shape, image: HostImage { entry, object, map }, clusters, unit, checked, older, volume, fs }
+        Self {
+            shape,
+            image: HostImage::of(HostFile { entry, object, map }),
+            clusters,
+            unit,
+            checked,
+            older,
+            volume,
+            fs,
+        }
     }
     pub fn host(&self) -> &dyn Host {
         self.fs.as_host().unwrap()
@@ -162,7 +171,7 @@ impl<'c> Wanted<'c> {
             2 => Times { modified: time(-5), ..Times::default() },
             _ => Times { modified: time(1_700_000_001), ..Times::default() },
         };
-        let object = self.case.image.object;
+        let object = self.case.image.named.object;
         let origin = Some(Origin { volume: i, stream: None, object });
         self.tree.entries.push(NewEntry {
             parent,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use unimage::error::{Error, Result};
 use unimage::extent::{Extent, LayerId, Map, Offset, ReadAt, Stream, Volume, What};
-use unimage::fs::host::{Content, Host, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
+use unimage::fs::host::{Content, Host, HostFile, HostImage, Job, NewEntry, NewKind, NewTree, Origin};
 use unimage::fs::{FileSystem, Kind, ReadOptions, TimeUnit, Times, Timestamp, Tree};
 
 pub use crate::apply::apply;
@@ -90,7 +90,7 @@ impl HostCase {
             .collect();
         let mut older = hashes(&*fs, &tree);
         older.remove(IMAGE);
-        Self { image: HostImage { entry, object, map }, clusters, unit, older, volume, fs }
+        Self { image: HostImage::of(HostFile { entry, object, map }), clusters, unit, older, volume, fs }
     }
     pub fn host(&self) -> &dyn Host {
         self.fs.as_host().unwrap()
@@ -229,7 +229,7 @@ impl<'c> Wanted<'c> {
             2 => Times { modified: time(-5_000_000_000), ..Times::default() },
             _ => Times { created: time(1_700_000_001), ..Times::default() },
         };
-        let object = self.case.image.object;
+        let object = self.case.image.named.object;
         self.tree.entries.push(NewEntry {
             parent,
             name: name.as_bytes().to_vec(),

@@ -27,7 +27,7 @@ const SHAPES: [Shape; 4] = [
 fn trees_of_all_sorts_on_all_shapes() {
     for (i, shape) in SHAPES.iter().enumerate() {
         let case = HostCase::new(*shape, 640, 40);
-        assert!(case.image.map.extents().len() > 3, "{shape:?}: {:?}", case.image.map.extents());
+        assert!(case.image.named.map.extents().len() > 3, "{shape:?}: {:?}", case.image.named.map.extents());
         let all = [&[][..], &["out"], &["vm"], &["VM", "new one", "and another"], &["older directory"]];
         for (n, into) in all.iter().enumerate().filter(|(n, _)| *n == i % 5 || *n == (i + 2) % 5) {
             let mut wanted = Wanted::new(&case, into, (10 * i + n) as u64);

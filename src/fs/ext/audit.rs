@@ -53,13 +53,17 @@ pub(super) fn audit(old: &ExtFs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, 
     let audit = Audit { old, before, new: &new.ext, now, job, staging };
     audit.superblock()?;
     audit.free_before()?;
-    let (image, _, parent) = old.image_node(audit.before, job.image)?;
+    let gone = old.gone(audit.before, job.image)?;
+    let images: Vec<&Node> = gone.iter().map(|g| g.node).collect();
     let target = old.target(audit.before, &job.tree.into)?;
     let added = audit.entries()?;
-    audit.older(&added, image.number, target.dir, target.made.len())?;
-    audit.image(image)?;
-    audit.places(&added, image, &[target.dir, parent])?;
-    audit.indexes(&added, &[target.dir, parent])?;
+    let changed: Vec<u32> = gone.iter().map(|g| g.parent).chain([target.dir]).collect();
+    audit.older(&added, &images, target.dir, target.made.len())?;
+    for image in &images {
+        audit.image(image)?;
+    }
+    audit.places(&added, &images, &changed)?;
+    audit.indexes(&added, &changed)?;
     audit.slack()
 }
 
@@ -151,7 +155,12 @@ impl Audit<'_> {
                     return Err(self.not(entry, "the file of its first name"));
                 }
             } else {
-                if self.before.node(own).is_some_and(|_| own != self.image_number()) || !added.insert(own) {
+                if self
+                    .before
+                    .node(own)
+                    .is_some_and(|_| !self.job.image.files().any(|f| own == number(self.before, f.object)))
+                    || !added.insert(own)
+                {
                     return Err(self.not(entry, "an inode of its own"));
                 }
                 let copied = if entry.is_copied() { copies.remove(&position) } else { None };
@@ -166,7 +175,7 @@ impl Audit<'_> {
     }
 
     fn image_number(&self) -> u32 {
-        number(self.before, self.job.image.object)
+        number(self.before, self.job.image.named.object)
     }
 
     fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
@@ -253,7 +262,7 @@ impl Audit<'_> {
     }
 
     /// All older inodes and entries are as they were, the image is gone, and there is nothing else.
-    fn older(&self, added: &HashSet<u32>, image: u32, target: u32, made: usize) -> Result<()> {
+    fn older(&self, added: &HashSet<u32>, images: &[&Node], target: u32, made: usize) -> Result<()> {
         let same = |a: &Node, b: &Node| {
             if a.number != target {
                 return a.inode == b.inode && a.area == b.area;
@@ -270,7 +279,7 @@ impl Audit<'_> {
             }
             inode == a.inode && a.area == b.area
         };
-        for a in self.before.nodes.iter().filter(|n| n.number != image) {
+        for a in self.before.nodes.iter().filter(|n| images.iter().all(|i| i.number != n.number)) {
             let found = self.now.node(a.number);
             if found.is_none_or(|(b, _)| !same(a, b)) {
                 return Err(wrong(a.at.get(), "older inode", format!("inode {} as it was", a.number)));
@@ -284,7 +293,7 @@ impl Audit<'_> {
                 left.insert(new.path(e), own);
             }
         }
-        for (e, _) in old.order().filter(|(e, _)| *e != self.job.image.entry) {
+        for (e, _) in old.order().filter(|(e, _)| !self.job.image.has_entry(*e)) {
             let object = old.entry(e).object;
             let path = old.path(e);
             if left.remove(&path) != Some(number(self.before, object)) {
@@ -299,8 +308,12 @@ impl Audit<'_> {
         if let Some((path, _)) = left.into_iter().next() {
             return Err(wrong(0, "older entry", format!("no {}", printable(&path))));
         }
-        let wanted =
-            old.order().len().saturating_sub(1).saturating_add(made).saturating_add(self.job.tree.entries.len());
+        let wanted = old
+            .order()
+            .len()
+            .saturating_sub(images.len())
+            .saturating_add(made)
+            .saturating_add(self.job.tree.entries.len());
         if new.order().len() != wanted {
             return Err(wrong(0, "directory entries", format!("{wanted} of them, not {}", new.order().len())));
         }
@@ -322,7 +335,7 @@ impl Audit<'_> {
 
     /// Blocks in use change only where they have to: the inodes of new files, of the directories and of the image, the
     /// bitmaps and descriptors, and the directories themselves.
-    fn places(&self, added: &HashSet<u32>, image: &Node, changed: &[u32]) -> Result<()> {
+    fn places(&self, added: &HashSet<u32>, images: &[&Node], changed: &[u32]) -> Result<()> {
         let s = &self.old.superblock;
         let size = u64::from(s.block);
         let mut tables: Vec<(u64, u64, u32)> = Vec::new();
@@ -339,9 +352,7 @@ impl Audit<'_> {
         for index in 0..s.groups().div_ceil(s.descriptors_per_block()) {
             whole.insert(s.descriptor_block(index).0, all);
         }
-        if image.inode.xattr_block != 0 {
-            whole.insert(image.inode.xattr_block, all);
-        }
+        whole.extend(images.iter().map(|i| i.inode.xattr_block).filter(|b| *b != 0).map(|b| (b, all)));
         for run in changed.iter().filter_map(|n| self.before.node(*n)).flat_map(|(_, map)| map.runs.iter()) {
             whole.extend((run.physical..run.physical.saturating_add(run.len)).map(|b| (b, all)));
         }
@@ -360,7 +371,9 @@ impl Audit<'_> {
                             let index = at.saturating_sub(*start).checked_div(s.inode_size.into()).unwrap_or(0);
                             let number = s.inodes_of(*group).start.saturating_add(index).saturating_add(1);
                             let number = u32::try_from(number).unwrap_or(0);
-                            added.contains(&number) || number == image.number || changed.contains(&number)
+                            added.contains(&number)
+                                || images.iter().any(|i| i.number == number)
+                                || changed.contains(&number)
                         })
                     }
                 };

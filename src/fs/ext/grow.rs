@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::dir;
 use super::htree::{Hasher, Shape};
 use super::inode::{Inode, flags};
-use super::link::{Build, Item, NewDir, Numbers, Target};
+use super::link::{Build, Gone, Item, NewDir, Numbers, Target};
 use super::make::{Body, about, place, printable, refused};
 use super::resolve::Mapping;
 use super::scan::Node;
@@ -185,24 +185,16 @@ impl Build<'_> {
     }
 
     /// Writes the directory `number` anew, with `added` and without the image where that is in it, and switches to it.
-    pub(super) fn rebuild(
-        &mut self,
-        number: u32,
-        image_parent: u32,
-        added: Vec<Item>,
-        subdirs: usize,
-        tables: &mut Blocks,
-    ) -> Result<()> {
+    pub(super) fn rebuild(&mut self, number: u32, added: Vec<Item>, subdirs: usize, tables: &mut Blocks) -> Result<()> {
         let s = &self.fs.superblock;
         let (node, map) = self.census.node(number).ok_or_else(|| refused("the directory to write into is gone"))?;
         if let Some(why) = super::refuse::of_a_directory(node.inode.flags) {
             return Err(refused(format!("the directory to write into can't be changed: {why}")));
         }
         let (mut items, parent) = self.listed(node, map)?;
-        if number == image_parent {
-            let name = self.census.tree.name(self.job.image.entry).to_vec();
-            items.retain(|i| !(i.0 == self.image.number && i.2 == name));
-        }
+        let here: Vec<(u32, &[u8])> =
+            self.gone.iter().filter(|g| g.parent == number).map(|g| (g.node.number, g.name)).collect();
+        items.retain(|i| !here.contains(&(i.0, i.2.as_slice())));
         items.extend(added);
         unique(&items)?;
         let seed = s.metadata_csum().then(|| node.inode.own_seed(s, number));
@@ -230,11 +222,12 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Takes the image's name out of a directory that stays where it is: the entry before it reaches over it.
-    pub(super) fn remove_image(&mut self, number: u32, tables: &mut Blocks) -> Result<()> {
+    /// Takes the name of a file of the image out of a directory that stays where it is: the entry before it reaches over it.
+    pub(super) fn remove_name(&mut self, file: &Gone<'_>, tables: &mut Blocks) -> Result<()> {
         let s = &self.fs.superblock;
+        let number = file.parent;
         let (node, map) = self.census.node(number).ok_or_else(|| refused("the image's directory is gone"))?;
-        let wanted = self.census.tree.name(self.job.image.entry);
+        let wanted = |e: &dir::DirEntry<'_>| e.inode == file.node.number && e.name == file.name;
         let end = node.inode.size.div_ceil(s.block.into());
         for run in map.runs.iter().filter(|r| r.written) {
             for n in (0..run.len).take_while(|n| run.logical.saturating_add(*n) < end) {
@@ -242,9 +235,13 @@ impl Build<'_> {
                 let at = s.byte(block);
                 let bytes = self.fs.volume.read_vec(at, s.block as usize)?;
                 let (entries, _) = dir::entries(at, &bytes, s.block as usize);
-                let Some(found) = entries.iter().find(|e| e.inode == self.image.number && e.name == wanted) else {
+                if !entries.iter().any(&wanted) {
                     continue;
-                };
+                }
+                // As it is by now: another file of the image may have stood beside.
+                let bytes = tables.edit(self.fs, block)?.to_vec();
+                let (entries, _) = dir::entries(at, &bytes, s.block as usize);
+                let Some(found) = entries.iter().find(|e| wanted(e)) else { break };
                 let place = found.at;
                 let half = |at: usize| bytes.get(at..at.saturating_add(2)).and_then(|b| b.try_into().ok());
                 let len = |at: usize| {

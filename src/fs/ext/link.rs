@@ -17,7 +17,9 @@ use super::tables::Blocks;
 use super::volume::Ext;
 use crate::error::Result;
 use crate::extent::{ReadAt, Volume};
-use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules};
+use crate::fs::host::{
+    Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules,
+};
 use crate::fs::{Kind, ObjectId};
 use crate::txn::{Copy, SECTOR, Staging};
 
@@ -47,7 +49,10 @@ pub(super) struct Build<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) maker: Maker<'a>,
     pub(super) staging: Staging,
+    /// The inode of the file that the address names.
     pub(super) image: &'a Node,
+    /// All files of the image.
+    pub(super) gone: Vec<Gone<'a>>,
     /// Clusters of the image's data that no new file has taken yet.
     pub(super) claimable: Bits,
     /// Clusters of the image, also of its extent tree, that no new file has taken yet.
@@ -57,6 +62,16 @@ pub(super) struct Build<'a> {
     /// Directories that a group has more.
     pub(super) dirs: BTreeMap<u32, i64>,
     pub(super) large_file: bool,
+}
+
+/// A file of the image.
+#[derive(Clone)]
+pub(super) struct Gone<'a> {
+    pub(super) node: &'a Node,
+    pub(super) map: &'a Mapping,
+    /// The directory that has its only name.
+    pub(super) parent: u32,
+    pub(super) name: &'a [u8],
 }
 
 impl Ext {
@@ -75,8 +90,12 @@ impl Ext {
         }
         Ok(Target { dir: number(census, at), made: Vec::new() })
     }
-    /// The image's inode, and the directory that has its only name.
-    pub(super) fn image_node<'c>(&self, census: &'c Census, image: &HostImage) -> Result<(&'c Node, &'c Mapping, u32)> {
+    /// The inodes of the image's files, the named one first.
+    pub(super) fn gone<'c>(&self, census: &'c Census, image: &HostImage) -> Result<Vec<Gone<'c>>> {
+        image.files().map(|file| self.gone_file(census, file)).collect()
+    }
+    /// The inode of a file of the image, and the directory that has its only name.
+    pub(super) fn gone_file<'c>(&self, census: &'c Census, image: &HostFile) -> Result<Gone<'c>> {
         let gone = || refused("the image is not where it was planned from: plan again");
         let found = census.tree.order().find(|(e, _)| *e == image.entry).ok_or_else(gone)?;
         let entry = census.tree.entry(found.0);
@@ -84,11 +103,12 @@ impl Ext {
             return Err(gone());
         }
         let (node, map) = census.node(number(census, image.object)).ok_or_else(gone)?;
-        Ok((node, map, number(census, entry.parent)))
+        Ok(Gone { node, map, parent: number(census, entry.parent), name: census.tree.name(image.entry) })
     }
     fn staging(&self, census: &Census, job: &Job<'_>) -> Result<Staging> {
         let target = self.target(census, &job.tree.into)?;
-        let (image, map, parent) = self.image_node(census, job.image)?;
+        let gone = self.gone(census, job.image)?;
+        let image = gone.first().ok_or_else(|| refused("the image is no file"))?.node;
         let per = self.superblock.inodes_per_group;
         let near = target.dir.saturating_sub(1).checked_div(per).unwrap_or(0);
         let space = Space::new(self, &census.clusters, &census.inodes, near);
@@ -99,14 +119,17 @@ impl Ext {
             maker: Maker::new(self, space),
             staging: Staging::default(),
             image,
+            gone: gone.clone(),
             claimable: Bits::new(census.clusters.len()),
             unclaimed: Bits::new(census.clusters.len()),
             tables: Blocks::default(),
             dirs: BTreeMap::new(),
             large_file: false,
         };
-        build.own_clusters(map);
-        build.all(&target, parent)?;
+        for file in &gone {
+            build.own_clusters(file.map);
+        }
+        build.all(&target)?;
         Ok(build.staging)
     }
 }
@@ -131,7 +154,7 @@ impl Build<'_> {
         }
     }
 
-    fn all(&mut self, target: &Target, image_parent: u32) -> Result<()> {
+    fn all(&mut self, target: &Target) -> Result<()> {
         let numbers = self.numbers(target)?;
         let mut dirs = self.new_dirs(target, &numbers)?;
         let links = self.links();
@@ -167,12 +190,16 @@ impl Build<'_> {
         let added = if target.made.is_empty() { top.items } else { self.first_made(target, &numbers)? };
         let mut after_dirs = self.tables.clone();
         let subdirs = added.iter().filter(|i| i.1 == 2).count();
-        self.rebuild(target.dir, image_parent, added, subdirs, &mut after_dirs)?;
-        if target.dir != image_parent {
-            self.remove_image(image_parent, &mut after_dirs)?;
+        self.rebuild(target.dir, added, subdirs, &mut after_dirs)?;
+        let gone = self.gone.clone();
+        for file in gone.iter().filter(|file| file.parent != target.dir) {
+            self.remove_name(file, &mut after_dirs)?;
         }
         let mut after_image = after_dirs.clone();
-        self.clear_image(&mut after_image)?;
+        for file in &gone {
+            self.clear_inode(file.node, &mut after_image)?;
+        }
+        self.free_rest(&mut after_image)?;
         self.finish(&after_dirs, &after_image)
     }
 

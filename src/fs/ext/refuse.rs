@@ -4,12 +4,12 @@ use super::census::Census;
 use super::file_system::ExtFs;
 use super::inode::flags;
 use super::journal::JournalSuper;
-use super::link::number;
+use super::link::{Gone, number};
 use super::superblock::{compat, incompat, ro_compat};
 use super::volume::Ext;
 use crate::error::Result;
 use crate::fs::Kind;
-use crate::fs::host::HostImage;
+use crate::fs::host::{HostFile, HostImage};
 
 /// What must be known to write, and is.
 const INCOMPAT: u32 = incompat::FILETYPE
@@ -47,7 +47,9 @@ pub(super) fn refusals(fs: &ExtFs, image: &HostImage) -> Result<Vec<String>> {
         census.faults.iter().map(|f| format!("the host does not agree with itself (run `e2fsck -f` first): {f}")),
     );
     if out.is_empty() {
-        of_the_image(&fs.ext, census, image, &mut out);
+        for (file, what) in image.called(&census.tree) {
+            of_the_image(&fs.ext, census, file, &what, &mut out);
+        }
     }
     Ok(out)
 }
@@ -136,18 +138,18 @@ pub(super) fn of_a_directory(inode_flags: u32) -> Option<&'static str> {
     .find_map(|(flag, why)| (inode_flags & flag != 0).then_some(why))
 }
 
-fn of_the_image(fs: &Ext, census: &Census, image: &HostImage, out: &mut Vec<String>) {
-    let Ok((node, _, parent)) = fs.image_node(census, image) else {
-        out.push("the image is not where it was planned from: plan again".into());
+fn of_the_image(fs: &Ext, census: &Census, image: &HostFile, what: &str, out: &mut Vec<String>) {
+    let Ok(Gone { node, parent, .. }) = fs.gone_file(census, image) else {
+        out.push(format!("{what} is not where it was planned from: plan again"));
         return;
     };
     if census.tree.object(image.object).kind != Kind::File {
-        out.push("the image is no file of the host".into());
+        out.push(format!("{what} is no file of the host"));
         return;
     }
     let inode = &node.inode;
     if inode.links != 1 {
-        out.push(format!("the image has {} names: remove the others first", inode.links));
+        out.push(format!("{what} has {} names: remove the others first", inode.links));
     }
     for (flag, why) in [
         (flags::IMMUTABLE, "marked as immutable: `chattr -i` if it may be removed"),
@@ -157,19 +159,19 @@ fn of_the_image(fs: &Ext, census: &Census, image: &HostImage, out: &mut Vec<Stri
         (flags::INLINE_DATA, "kept in its inode"),
     ] {
         if inode.has(flag) {
-            out.push(format!("the image is {why}"));
+            out.push(format!("{what} is {why}"));
         }
     }
     if !inode.has(flags::EXTENTS | flags::INLINE_DATA) {
-        out.push("the image has no extents: it is from the time when the host was ext3".into());
+        out.push(format!("{what} has no extents: it is from the time when the host was ext3"));
     }
     let stream = census.tree.data(image.object);
     if stream.is_none_or(|s| census.tree.map(s) != image.map) {
-        out.push("the image is not where it was planned from: plan again".into());
+        out.push(format!("{what} is not where it was planned from: plan again"));
     }
     let dir = census.node(parent).map_or(0, |(n, _)| n.inode.flags);
     if let Some(why) = of_a_directory(dir) {
-        out.push(format!("the image's directory can't be changed: {why}"));
+        out.push(format!("the directory of {what} can't be changed: {why}"));
     }
     debug_assert_eq!(number(census, image.object), node.number);
 }

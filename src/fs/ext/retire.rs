@@ -40,10 +40,9 @@ impl Build<'_> {
         }
     }
 
-    /// The image's inode is deleted, and what nobody took of it is free.
-    pub(super) fn clear_image(&mut self, tables: &mut Blocks) -> Result<()> {
+    /// The inode of a file of the image is deleted.
+    pub(super) fn clear_inode(&mut self, node: &Node, tables: &mut Blocks) -> Result<()> {
         let s = &self.fs.superblock;
-        let node = self.image;
         let (root, _) = self.maker.tree(None, &[])?;
         // A time of deletion that can't be taken for the number of an orphan.
         let deleted = s.written.max(s.inodes.saturating_add(1));
@@ -59,6 +58,11 @@ impl Build<'_> {
         }
         place(self.fs, tables, node.number, &bytes)?;
         self.maker.space.inodes.clear(u64::from(node.number).saturating_sub(1));
+        Ok(())
+    }
+
+    /// What nobody took of the image is free.
+    pub(super) fn free_rest(&mut self, tables: &mut Blocks) -> Result<()> {
         let rest: Vec<u64> = (0..self.unclaimed.len()).filter(|n| self.unclaimed.has(*n)).collect();
         for n in rest {
             self.maker.space.clusters.clear(n);
@@ -66,21 +70,25 @@ impl Build<'_> {
         self.release_attributes(tables)
     }
 
-    /// The image's block of attributes: one user fewer, or free.
-    pub(super) fn release_attributes(&mut self, tables: &mut Blocks) -> Result<()> {
+    /// The blocks of attributes of the image's files: so many users fewer, or free.
+    fn release_attributes(&mut self, tables: &mut Blocks) -> Result<()> {
         let s = &self.fs.superblock;
-        let block = self.image.inode.xattr_block;
-        if block == 0 {
-            return Ok(());
+        let mut fewer: BTreeMap<u64, usize> = BTreeMap::new();
+        for block in self.gone.iter().map(|g| g.node.inode.xattr_block).filter(|b| *b != 0) {
+            let n = fewer.entry(block).or_default();
+            *n = n.saturating_add(1);
         }
-        let users = self.census.nodes.iter().filter(|n| n.inode.xattr_block == block).count();
-        if users <= 1 {
-            self.release(block, 1);
-            return Ok(());
+        for (block, gone) in fewer {
+            let users = self.census.nodes.iter().filter(|n| n.inode.xattr_block == block).count();
+            let left = users.saturating_sub(gone);
+            if left == 0 {
+                self.release(block, 1);
+                continue;
+            }
+            let left = u32::try_from(left).unwrap_or(u32::MAX);
+            let bytes = tables.edit(self.fs, block)?;
+            super::xattr::seal_block(bytes, block, left, s.metadata_csum().then_some(s.seed));
         }
-        let left = u32::try_from(users).unwrap_or(u32::MAX).saturating_sub(1);
-        let bytes = tables.edit(self.fs, block)?;
-        super::xattr::seal_block(bytes, block, left, s.metadata_csum().then_some(s.seed));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::fs::fat::layout::Width;
 use crate::fs::fat::names::{Taken, fold, legal, shown};
 use crate::fs::fat::read::{Dir, Fat, Scan};
 use crate::fs::fat::stamp;
-use crate::fs::host::{Content, HostName, Job, NewEntry, NewKind};
+use crate::fs::host::{Content, HostFile, HostName, Job, NewEntry, NewKind};
 use crate::fs::utf16;
 
 /// Attributes that a new entry takes over.
@@ -124,9 +124,10 @@ impl Fat {
         }
         Ok((at, path.len()))
     }
-    /// The slots of the image's entry set: the position of its directory, the first slot and the one of its 8.3 name.
-    pub(super) fn image_slots(&self, scan: &Scan, job: &Job<'_>) -> Result<(usize, usize, usize)> {
-        let entry = scan.tree.entry(job.image.entry);
+    /// The slots of the entry set of a file of the image: the position of its directory, the first slot and the one of its 8.3
+    /// name.
+    pub(super) fn image_slots(&self, scan: &Scan, file: &HostFile) -> Result<(usize, usize, usize)> {
+        let entry = scan.tree.entry(file.entry);
         let number = scan.tree.object(entry.object).number;
         let dir = scan.dirs.iter().position(|d| d.object == entry.parent);
         let (at, dir) = dir
@@ -142,23 +143,27 @@ impl Fat {
     /// [`Error::Refused`] for what FAT can't hold.
     pub(super) fn growth(&self, scan: &Scan, job: &Job<'_>) -> Result<Growth> {
         let (host_dir, depth) = self.descend(scan, &job.tree.into)?;
-        let (image_dir, first, last) = self.image_slots(scan, job)?;
+        let gone = job.image.files().map(|file| self.image_slots(scan, file)).collect::<Result<Vec<_>>>()?;
         let mut edits = BTreeMap::new();
-        for at in [image_dir, host_dir] {
-            let dir = scan.dirs.get(at).ok_or_else(|| refused("the host has no such directory"))?;
-            let bytes = self.slots_of(dir)?;
-            edits.insert(at, (bytes.clone(), bytes));
+        for at in gone.iter().map(|(dir, ..)| *dir).chain([host_dir]) {
+            if !edits.contains_key(&at) {
+                let dir = scan.dirs.get(at).ok_or_else(|| refused("the host has no such directory"))?;
+                let bytes = self.slots_of(dir)?;
+                edits.insert(at, (bytes.clone(), bytes));
+            }
         }
-        if let Some((_, bytes)) = edits.get_mut(&image_dir) {
-            let set = bytes.as_chunks_mut::<SLOT>().0.get_mut(first..=last).unwrap_or_default();
-            for slot in set {
-                let [mark, ..] = slot;
-                *mark = DELETED;
+        for (dir, first, last) in gone {
+            if let Some((_, bytes)) = edits.get_mut(&dir) {
+                let set = bytes.as_chunks_mut::<SLOT>().0.get_mut(first..=last).unwrap_or_default();
+                for slot in set {
+                    let [mark, ..] = slot;
+                    *mark = DELETED;
+                }
             }
         }
         let mut growth = Growth { dirs: vec![NewDir::default()], host_dir, edits };
         // Directories that only the relink has get the image's times: they were made from it.
-        let times = scan.tree.object(job.image.object).times;
+        let times = scan.tree.object(job.image.named.object).times;
         growth.dirs.first_mut().into_iter().for_each(|d| d.times = times);
         let mut top = 0usize;
         for name in job.tree.into.get(depth..).unwrap_or_default() {

@@ -11,7 +11,7 @@ use crate::fs::fat::names;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::space::Space;
 use crate::fs::fat::table::{Bits, Next, Run, Table};
-use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
 
 fn refused(what: impl Into<String>) -> Error {
@@ -46,7 +46,9 @@ impl Fat {
             space,
             staging: Staging::default(),
         };
-        build.free_image(scan, job)?;
+        for file in job.image.files() {
+            build.free_image(scan, file)?;
+        }
         let dirs = build.chain_dirs(scan, &growth)?;
         let firsts = build.files(job)?;
         build.directories(scan, &mut growth, &dirs, &firsts)?;
@@ -149,9 +151,9 @@ impl Build<'_> {
             None => Ok(()),
         }
     }
-    /// Frees the chain of the image; new files then take from it what is theirs.
-    fn free_image(&mut self, scan: &Scan, job: &Job<'_>) -> Result<()> {
-        let stream = scan.tree.data(job.image.object).ok_or_else(|| refused("the image is no file"))?;
+    /// Frees the chain of a file of the image; new files then take from it what is theirs.
+    fn free_image(&mut self, scan: &Scan, file: &HostFile) -> Result<()> {
+        let stream = scan.tree.data(file.object).ok_or_else(|| refused("the image is no file"))?;
         let first = u32::try_from(scan.tree.stream(stream).locator).unwrap_or(0);
         // An image without a byte has no cluster.
         let mut next = if self.fat.boot.has(first) { Next::Cluster(first) } else { Next::End };

@@ -7,7 +7,7 @@ use crate::fs::fat::dirent::{READ_ONLY, SYSTEM};
 use crate::fs::fat::layout::Width;
 use crate::fs::fat::read::Fat;
 use crate::fs::fat::table::Next;
-use crate::fs::host::HostImage;
+use crate::fs::host::{HostFile, HostImage};
 
 /// Bytes that are compared at once.
 const CHUNK: u64 = 4 << 20;
@@ -17,7 +17,9 @@ pub(super) fn refusals(fat: &Fat, image: &HostImage) -> Result<Vec<String>> {
     let mut out = of_the_volume(fat)?;
     // A volume that can't be trusted says nothing of the image on it.
     if out.is_empty() {
-        of_the_image(fat, image, &mut out)?;
+        for (file, what) in image.called(&fat.scanned()?.tree) {
+            of_the_image(fat, file, &what, &mut out)?;
+        }
     }
     Ok(out)
 }
@@ -86,18 +88,18 @@ fn tables_differ(fat: &Fat) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn of_the_image(fat: &Fat, image: &HostImage, out: &mut Vec<String>) -> Result<()> {
+fn of_the_image(fat: &Fat, image: &HostFile, what: &str, out: &mut Vec<String>) -> Result<()> {
     let scan = fat.scanned()?;
     let known = scan.tree.order().any(|(e, _)| e == image.entry && scan.tree.entry(e).object == image.object);
     let stream = known.then(|| scan.tree.data(image.object)).flatten();
     let Some(stream) = stream.filter(|_| scan.tree.object(image.object).kind == Kind::File) else {
-        out.push("the image is no file of the host".into());
+        out.push(format!("{what} is no file of the host"));
         return Ok(());
     };
     let object = scan.tree.object(image.object);
     for (bit, name) in [(READ_ONLY, "read-only"), (SYSTEM, "a system file")] {
         if object.attributes & u32::from(bit) != 0 {
-            out.push(format!("the image is marked as {name}: clear that attribute if it may be removed"));
+            out.push(format!("{what} is marked as {name}: clear that attribute if it may be removed"));
         }
     }
     let info = scan.tree.stream(stream);
@@ -115,11 +117,11 @@ fn of_the_image(fat: &Fat, image: &HostImage, out: &mut Vec<String>) -> Result<(
         }
     }
     if have != need {
-        out.push(format!("the image's chain has {have} clusters, its {} bytes need {need}", info.size));
+        out.push(format!("{what}'s chain has {have} clusters, its {} bytes need {need}", info.size));
     }
     let now: Map<Stream> = scan.tree.map(stream);
     if now != image.map {
-        out.push("the image is not where it was planned from: plan again".into());
+        out.push(format!("{what} is not where it was planned from: plan again"));
     }
     Ok(())
 }

@@ -255,7 +255,7 @@ impl Audit<'_> {
         let own = [MFT, BITMAP];
         for (e, _) in old.order() {
             let object = old.entry(e).object;
-            if object == self.job.image.object {
+            if self.job.image.has(object) {
                 continue;
             }
             let same = |other: &EntryId| {
@@ -278,8 +278,12 @@ impl Audit<'_> {
         &self.old.reader
     }
     fn image_records(&self) -> Result<BTreeSet<u64>> {
-        let number = self.before.tree.object(self.job.image.object).number;
-        Ok(self.old.reader.file(number, 0)?.recs.iter().map(|r| r.number).collect())
+        let mut all = BTreeSet::new();
+        for file in self.job.image.files() {
+            let number = self.before.tree.object(file.object).number;
+            all.extend(self.old.reader.file(number, 0)?.recs.iter().map(|r| r.number));
+        }
+        Ok(all)
     }
     /// Records in use before are the same byte by byte, but for `$MFT`'s own and the directories that changed; those of
     /// the image are free. New ones count their names.
@@ -391,10 +395,13 @@ impl Audit<'_> {
     }
     /// Directories of before that have other entries now.
     fn changed_dirs(&self) -> Result<BTreeSet<u64>> {
-        let number = self.before.tree.object(self.job.image.object).number;
-        let names = self.old.reader.file(number, 0)?.names;
         let (into, _) = self.before.descend(&self.job.tree.into)?;
-        Ok(names.iter().map(|n| n.parent.number()).chain([into]).collect())
+        let mut all = BTreeSet::from([into]);
+        for file in self.job.image.files() {
+            let number = self.before.tree.object(file.object).number;
+            all.extend(self.old.reader.file(number, 0)?.names.iter().map(|n| n.parent.number()));
+        }
+        Ok(all)
     }
     /// The index of each new or changed directory has exactly the names that the records have, in order, with the right
     /// copies of sizes and attributes in new entries; new names are of use to Win32.

@@ -30,7 +30,7 @@ impl Audit<'_> {
     pub(super) fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
-        let made = self.before.tree.object(self.job.image.object).times;
+        let made = self.before.tree.object(self.job.image.named.object).times;
         let t = found.times;
         let have = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map(filetime));
         if have != times(entry.times, made).map(Some) || found.attributes & !FORM_BITS != entry.attributes & KEPT {

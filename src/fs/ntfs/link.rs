@@ -46,14 +46,14 @@ pub(super) struct Build<'a> {
     pub(super) form: Form,
 }
 
-/// The records of an image, and everything that it has.
+/// The records of an image's files, and everything that they have.
 pub(super) struct Image {
     pub(super) records: Vec<RawRecord>,
     clusters: Vec<Run>,
     pub(super) parents: BTreeSet<u64>,
 }
 
-fn image(ntfs: &Ntfs, number: u64) -> Result<Image> {
+fn of_file(ntfs: &Ntfs, number: u64) -> Result<Image> {
     let chunk = ntfs.reader.file(number, 0)?;
     let numbers: BTreeSet<u64> = chunk.recs.iter().map(|r| r.number).collect();
     let records = numbers.iter().map(|n| RawRecord::read(&ntfs.reader, *n)).collect::<Result<Vec<_>>>()?;
@@ -77,7 +77,7 @@ fn security(record: &RawRecord) -> Security {
 /// `--into`.
 pub(super) fn keeper<'s>(ntfs: &'s Ntfs, state: &State, job: &Job<'_>) -> Result<Keeper<'s>> {
     let (into, _) = state.descend(&job.tree.into)?;
-    let number = state.tree.object(job.image.object).number;
+    let number = state.tree.object(job.image.named.object).number;
     let of = |number| RawRecord::read(&ntfs.reader, number).map(|r| security(&r));
     Ok(Keeper::new(ntfs.secure(), [of(number)?, of(into)?], ntfs.reader.boot.record))
 }
@@ -103,8 +103,15 @@ fn metadata(ntfs: &Ntfs, job: &Job<'_>) -> u64 {
 pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging> {
     let reader = &ntfs.reader;
     let (host_dir, depth) = state.descend(&job.tree.into)?;
-    let number = state.tree.object(job.image.object).number;
-    let image = image(ntfs, number)?;
+    let number = state.tree.object(job.image.named.object).number;
+    let mut image = Image { records: Vec::new(), clusters: Vec::new(), parents: BTreeSet::new() };
+    for file in job.image.files() {
+        let file = of_file(ntfs, state.tree.object(file.object).number)?;
+        image.records.extend(file.records);
+        image.clusters.extend(file.clusters);
+        image.parents.extend(file.parents);
+    }
+    let image = image;
     let clusters = reader.context(0).clusters;
     let mut left = Bits::new(clusters);
     let mut bitmap = state.census.clusters.clone();
@@ -117,7 +124,7 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
     let all = left.clone();
     let mut space = Space::new(&state.census.clusters, clusters);
     space.keep(metadata(ntfs, job));
-    let made = state.tree.object(job.image.object).times;
+    let made = state.tree.object(job.image.named.object).times;
     let keeper = keeper(ntfs, state, job)?;
     let mut from = From { reader, image: &mut left, space: &mut space, made, up: &state.up, keeper };
     let mut wanted = Wanted::new(job, depth, &mut from)?;

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::extent::{Map, Offset, Stream};
 use crate::fs::Kind;
-use crate::fs::host::HostImage;
+use crate::fs::host::{HostFile, HostImage};
 use crate::fs::ntfs::layout::{self, Boot, COMPRESSION_MASK, ENCRYPTED, FIRST_USER, MFT, MIRROR, VOLUME, kind};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::raw::RawRecord;
@@ -19,7 +19,9 @@ pub(super) fn refusals(ntfs: &Ntfs, image: &HostImage) -> Result<Vec<String>> {
     let mut out = of_the_volume(ntfs)?;
     // A volume that can't be trusted says nothing of the image on it.
     if out.is_empty() {
-        of_the_image(ntfs, image, &mut out)?;
+        for (file, what) in image.called(&ntfs.state()?.tree) {
+            of_the_image(ntfs, file, &what, &mut out)?;
+        }
     }
     Ok(out)
 }
@@ -135,7 +137,7 @@ fn hibernated(ntfs: &Ntfs, object: crate::fs::ObjectId) -> Result<bool> {
     Ok(head.eq_ignore_ascii_case(b"hibr"))
 }
 
-fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result<()> {
+fn of_the_image(ntfs: &Ntfs, image: &HostFile, what: &str, out: &mut Vec<String>) -> Result<()> {
     let state = ntfs.state()?;
     let tree = &state.tree;
     let known = tree.order().any(|(e, _)| e == image.entry && tree.entry(e).object == image.object);
@@ -144,12 +146,12 @@ fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result
     let (Some(stream), Some(object)) =
         (stream, object.filter(|o| o.kind == Kind::File && o.number >= FIRST_USER && !o.system))
     else {
-        out.push("the image is no file of the host".into());
+        out.push(format!("{what} is no file of the host"));
         return Ok(());
     };
     for (bit, name) in [(READ_ONLY, "read-only"), (SYSTEM, "a system file")] {
         if object.attributes & bit != 0 {
-            out.push(format!("the image is marked as {name}: clear that attribute if it may be removed"));
+            out.push(format!("{what} is marked as {name}: clear that attribute if it may be removed"));
         }
     }
     let chunk = ntfs.reader.file(object.number, 0)?;
@@ -158,12 +160,12 @@ fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result
         for a in &RawRecord::read(&ntfs.reader, number)?.attributes {
             match a.kind {
                 kind::OBJECT_ID => out.push(
-                    "the image has an object identity ($OBJECT_ID), which links may follow: copy the image, or remove it with `fsutil objectid delete`".into(),
+                    format!("{what} has an object identity ($OBJECT_ID), which links may follow: copy the image, or remove it with `fsutil objectid delete`"),
                 ),
-                kind::REPARSE_POINT => out.push("the image is a reparse point (deduplicated, in the cloud, ...)".into()),
-                kind::DATA if a.name.is_empty() && a.flags & ENCRYPTED != 0 => out.push("the image is encrypted by EFS".into()),
+                kind::REPARSE_POINT => out.push(format!("{what} is a reparse point (deduplicated, in the cloud, ...)")),
+                kind::DATA if a.name.is_empty() && a.flags & ENCRYPTED != 0 => out.push(format!("{what} is encrypted by EFS")),
                 kind::DATA if a.name.is_empty() && a.flags & COMPRESSION_MASK != 0 => {
-                    out.push("the image is compressed by the host".into());
+                    out.push(format!("{what} is compressed by the host"));
                 }
                 _ => {}
             }
@@ -181,15 +183,15 @@ fn of_the_image(ntfs: &Ntfs, image: &HostImage, out: &mut Vec<String>) -> Result
     let parents: std::collections::BTreeSet<u64> = chunk.names.iter().map(|n| n.parent.number()).collect();
     for parent in parents {
         if let Err(e) = OldDir::read(&ntfs.reader, parent) {
-            out.push(format!("the directory of the image can't be changed: {e}"));
+            out.push(format!("the directory of {what} can't be changed: {e}"));
         }
     }
     if !one {
-        out.push("the image has more than one name (hard links): remove the others first".into());
+        out.push(format!("{what} has more than one name (hard links): remove the others first"));
     }
     let now: Map<Stream> = tree.map(stream);
     if now != image.map {
-        out.push("the image is not where it was planned from: plan again".into());
+        out.push(format!("{what} is not where it was planned from: plan again"));
     }
     Ok(())
 }
