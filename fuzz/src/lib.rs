@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use unimage::error::{Error, Result};
 use unimage::extent::{Layer, LayerId, Offset, ReadAt, Space, Stream, Volume};
-use unimage::fs::host::{HostImage, Job};
+use unimage::fs::host::{HostFile, HostImage, Job};
 use unimage::fs::{FileSystem, Kind, ReadOptions};
 use unimage::plan::{self, GuestVolume, Part};
 use unimage::source::Medium;
@@ -117,7 +117,7 @@ pub fn relink(data: &[u8]) {
         let path = unimage::report::path::escape(&tree.path(entry)).into_owned();
         let Ok(level) = host.open_image(&path, OpenOptions::default()) else { continue };
         let Some(within) = &level.within else { continue };
-        let image = HostImage { entry, object: within.object, map: within.map.clone() };
+        let image = HostImage::of(HostFile { entry, object: within.object, map: within.map.clone() });
         let mut guests = Vec::new();
         for guest in &level.guests {
             let (Ok(tree), Ok(Some(map))) = (guest.tree(), level.volume_in_host(guest.slot)) else { continue };

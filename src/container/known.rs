@@ -7,7 +7,6 @@ pub(super) const HEAD: usize = 512;
 pub(super) fn by_head(head: &[u8]) -> Option<&'static str> {
     let at = |at: usize, sign: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
     const SIGNS: &[(&str, usize, &[u8])] = &[
-        ("a qcow2 image", 0, b"QFI\xfb"),
         ("an EWF image (E01)", 0, b"EVF\x09\x0d\x0a\xff\x00"),
         ("a logical EWF image (L01)", 0, b"LVF\x09\x0d\x0a\xff\x00"),
         ("an EWF2 image (Ex01)", 0, b"EVF2\x0d\x0a\x81"),

@@ -14,6 +14,7 @@ pub mod gate;
 mod guid;
 mod known;
 mod paths;
+mod qcow2;
 mod raw;
 pub mod table;
 mod vdi;
@@ -278,23 +279,30 @@ impl<'a> OpenWith<'a> {
 pub fn probe(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
     let disk = recognise(device, with)?;
     match (with.snapshot, disk.snapshot) {
-        (Some(wanted), None) if disk.snapshots.is_empty() => {
-            Err(Error::NotFound(format!("no snapshot {wanted}: this {} image has none", disk.kind)))
-        }
-        (Some(wanted), None) => {
-            let there: Vec<String> = disk.snapshots.iter().map(|s| format!("{} ({})", s.id, s.name)).collect();
-            Err(Error::NotFound(format!("no snapshot {wanted}: the image has {}", there.join(", "))))
-        }
+        (Some(wanted), None) => Err(no_snapshot(wanted, disk.kind, disk.snapshots.iter())),
         _ => Ok(disk),
     }
+}
+
+/// The error that there is no such snapshot.
+fn no_snapshot<'s>(wanted: &str, kind: &str, there: impl Iterator<Item = &'s Snapshot>) -> Error {
+    let there: Vec<String> = there.map(|s| format!("{} ({})", s.id, s.name)).collect();
+    Error::NotFound(match there.as_slice() {
+        [] => format!("no snapshot {wanted}: this {kind} image has none"),
+        _ => format!("no snapshot {wanted}: the image has {}", there.join(", ")),
+    })
 }
 
 type Recognised = fn(&[u8]) -> bool;
 type Open = fn(&Arc<dyn ReadAt<Device>>, &OpenWith<'_>) -> Result<Disk>;
 
 /// The formats that are told by their first bytes.
-const FORMATS: &[(Recognised, Open)] =
-    &[(vmdk::recognised, vmdk::open), (vhdx::recognised, vhdx::open), (vdi::recognised, vdi::open)];
+const FORMATS: &[(Recognised, Open)] = &[
+    (qcow2::recognised, qcow2::open),
+    (vmdk::recognised, vmdk::open),
+    (vhdx::recognised, vhdx::open),
+    (vdi::recognised, vdi::open),
+];
 
 fn recognise(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
     let mut remarks = Vec::new();

@@ -208,6 +208,13 @@ pub trait Table: Send + Sync {
     fn name(&self) -> &str {
         ""
     }
+    /// The bytes of the file that each snapshot has alone, in the order of [`super::Disk::snapshots`]. Reads all tables.
+    ///
+    /// # Errors
+    /// Where they can't be read, or are too many.
+    fn alone(&self) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
     /// What a child has on record of its parent to know it again: a CID, a UUID. Empty where the format has none.
     fn identity(&self) -> &str {
         ""

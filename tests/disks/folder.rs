@@ -50,6 +50,12 @@ pub fn open_with(path: &Path, allow: &Allow) -> Result<Disk> {
     probe(device, &OpenWith::new(&Folder(path.to_owned()), allow, None))
 }
 
+/// Opens a snapshot of the container at `path`.
+pub fn open_snapshot(path: &Path, snapshot: &str) -> Result<Disk> {
+    let device = source::open(path, SourceOptions::default())?;
+    probe(device, &OpenWith::new(&Folder(path.to_owned()), &Allow::default(), Some(snapshot)))
+}
+
 /// All bytes of a disk.
 pub fn content(disk: &Disk) -> Vec<u8> {
     disk.image.read_vec(Offset::new(0), usize::try_from(disk.image.len()).unwrap()).unwrap()

@@ -8,6 +8,7 @@ mod folder;
 #[expect(dead_code, reason = "a part of it is used here")]
 #[path = "../common/memory.rs"]
 mod memory;
+mod qcow2;
 mod qemu;
 mod vdi;
 mod vhd;

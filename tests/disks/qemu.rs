@@ -109,7 +109,8 @@ pub fn same_extents(disk: &Disk, path: &Path, format: &str) {
                 What::Stored(place) => {
                     assert_eq!(Some(place.offset.get()), number("offset").map(|o| o + (at - start)), "{e:?} {range}");
                 }
-                What::Zero => assert!(flag("zero") && number("offset").is_none(), "{e:?} {range}"),
+                // Where a cluster of zeros keeps its place, qemu has that, too.
+                What::Zero => assert!(flag("zero") && !flag("data"), "{e:?} {range}"),
                 What::Encoded(Encoding::ContainerCompressed) => assert!(flag("compressed"), "{e:?} {range}"),
                 What::Encoded(_) => panic!("{e:?} {range}"),
             }
