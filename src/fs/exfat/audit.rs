@@ -203,7 +203,7 @@ impl Audit<'_> {
     fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
-        let made = self.before.tree.object(self.job.image.object).times;
+        let made = self.before.tree.object(self.job.image.named.object).times;
         let (times, attributes) = self.meant(entry, made);
         if found.times != times || found.attributes != attributes {
             return Err(not(entry, "times and attributes as planned"));
@@ -254,7 +254,7 @@ impl Audit<'_> {
             .filter(|(_, e)| !added.contains(&new.entry(*e).object))
             .map(|(object, e)| (object.number, e))
             .collect();
-        for (e, _) in old.order().filter(|(e, _)| *e != self.job.image.entry) {
+        for (e, _) in old.order().filter(|(e, _)| !self.job.image.has_entry(*e)) {
             let entry = old.entry(e);
             let same = |other: &crate::fs::EntryId| {
                 let now = new.entry(*other);

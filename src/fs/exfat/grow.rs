@@ -8,7 +8,7 @@ use crate::fs::exfat::dirent::{self, Alloc, ENTRY, ENTRY_BYTES, Entry, File, IN_
 use crate::fs::exfat::read::{Dir, ExFat, Scan};
 use crate::fs::fat::grow::{Mark, free_runs, put_into};
 use crate::fs::fat::names::legal;
-use crate::fs::host::{HostName, Job, NewKind};
+use crate::fs::host::{HostFile, HostName, Job, NewKind};
 use crate::fs::utf16;
 
 /// Attributes that a new entry takes over.
@@ -107,9 +107,9 @@ impl ExFat {
         }
         Ok((at, path.len()))
     }
-    /// The image's entry set, and the position of its directory.
-    pub(super) fn image_set(&self, scan: &Scan, job: &Job<'_>) -> Result<(usize, Set)> {
-        let entry = scan.tree.entry(job.image.entry);
+    /// The entry set of a file of the image, and the position of its directory.
+    pub(super) fn image_set(&self, scan: &Scan, file: &HostFile) -> Result<(usize, Set)> {
+        let entry = scan.tree.entry(file.entry);
         let number = scan.tree.object(entry.object).number;
         let at = scan.dirs.iter().position(|d| d.object == entry.parent);
         let (at, dir) = at
@@ -125,21 +125,25 @@ impl ExFat {
     /// [`Error::Refused`] for what exFAT can't hold.
     pub(super) fn growth(&self, scan: &Scan, job: &Job<'_>) -> Result<Growth> {
         let (host_dir, depth) = self.descend(scan, &job.tree.into)?;
-        let (image_dir, image) = self.image_set(scan, job)?;
+        let gone = job.image.files().map(|file| self.image_set(scan, file)).collect::<Result<Vec<_>>>()?;
         let mut edits = BTreeMap::new();
-        for at in [image_dir, host_dir] {
-            edits.insert(at, self.unchanged(scan, at)?);
+        for at in gone.iter().map(|(dir, _)| *dir).chain([host_dir]) {
+            if !edits.contains_key(&at) {
+                edits.insert(at, self.unchanged(scan, at)?);
+            }
         }
-        if let Some((_, bytes)) = edits.get_mut(&image_dir) {
-            let end = image.at.saturating_add(image.entries);
-            let set = bytes.as_chunks_mut::<ENTRY>().0.get_mut(image.at..end).unwrap_or_default();
-            for [kind, ..] in set {
-                *kind &= !IN_USE;
+        for (dir, set) in &gone {
+            if let Some((_, bytes)) = edits.get_mut(dir) {
+                let end = set.at.saturating_add(set.entries);
+                let entries = bytes.as_chunks_mut::<ENTRY>().0.get_mut(set.at..end).unwrap_or_default();
+                for [kind, ..] in entries {
+                    *kind &= !IN_USE;
+                }
             }
         }
         let mut growth = Growth { dirs: vec![NewDir::default()], host_dir, edits };
         // Directories that only the relink has get the image's times: they were made from it.
-        let times = scan.tree.object(job.image.object).times;
+        let times = scan.tree.object(job.image.named.object).times;
         let mut top = 0usize;
         for name in job.tree.into.get(depth..).unwrap_or_default() {
             top = growth.add_dir(top, name, times, 0, times)?;

@@ -15,7 +15,7 @@ use crate::fs::fat::grow::copied;
 use crate::fs::fat::link::{clusters, clusters_of, differing, merged, push_fresh};
 use crate::fs::fat::space::Space;
 use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
-use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
 
 fn refused(what: impl Into<String>) -> Error {
@@ -31,7 +31,7 @@ struct Build<'a> {
     table: BTreeMap<u32, u32>,
     /// Clusters of the image that no new file has taken yet.
     image: Bits,
-    /// Whether the image has a chain.
+    /// Whether a file of the image has a chain.
     chained: bool,
     space: Space,
     staging: Staging,
@@ -69,7 +69,9 @@ impl ExFat {
             space,
             staging: Staging::default(),
         };
-        build.free_image(scan, job)?;
+        for file in job.image.files() {
+            build.free_image(scan, file)?;
+        }
         build.finish(scan, job, growth)
     }
     /// The bitmap in use.
@@ -127,8 +129,8 @@ impl Build<'_> {
         }
     }
     /// Frees the clusters of the image; new files then take from it what is theirs.
-    fn free_image(&mut self, scan: &Scan, job: &Job<'_>) -> Result<()> {
-        let (_, set_of) = self.fs.image_set(scan, job)?;
+    fn free_image(&mut self, scan: &Scan, file: &HostFile) -> Result<()> {
+        let (_, set_of) = self.fs.image_set(scan, file)?;
         let alloc = set_of.file.alloc;
         let mut claims = Claims::new(&self.fs.table);
         let count = self.fs.boot.clusters_for(alloc.len);
@@ -141,7 +143,7 @@ impl Build<'_> {
         if chain.fault.is_some() || chain.clusters != count {
             return Err(refused("the image's clusters are not those that its bytes need"));
         }
-        self.chained = !alloc.no_chain();
+        self.chained |= !alloc.no_chain();
         for n in clusters(&chain.runs) {
             self.image.set(n);
             set(&mut self.bitmap, n, false)?;

@@ -6,14 +6,16 @@ use crate::fs::Kind;
 use crate::fs::exfat::dirent::{READ_ONLY, SYSTEM};
 use crate::fs::exfat::layout::{DIRTY, MEDIA_FAILURE, SECOND};
 use crate::fs::exfat::read::ExFat;
-use crate::fs::host::HostImage;
+use crate::fs::host::{HostFile, HostImage};
 
 /// Every reason, one sentence each.
 pub(super) fn refusals(fs: &ExFat, image: &HostImage) -> Result<Vec<String>> {
     let mut out = of_the_volume(fs)?;
     // A volume that can't be trusted says nothing of the image on it.
     if out.is_empty() {
-        of_the_image(fs, image, &mut out)?;
+        for (file, what) in image.called(&fs.scanned()?.tree) {
+            of_the_image(fs, file, &what, &mut out)?;
+        }
     }
     Ok(out)
 }
@@ -67,23 +69,23 @@ fn of_the_volume(fs: &ExFat) -> Result<Vec<String>> {
     Ok(out)
 }
 
-fn of_the_image(fs: &ExFat, image: &HostImage, out: &mut Vec<String>) -> Result<()> {
+fn of_the_image(fs: &ExFat, image: &HostFile, what: &str, out: &mut Vec<String>) -> Result<()> {
     let scan = fs.scanned()?;
     let known = scan.tree.order().any(|(e, _)| e == image.entry && scan.tree.entry(e).object == image.object);
     let stream = known.then(|| scan.tree.data(image.object)).flatten();
     let Some(stream) = stream.filter(|_| scan.tree.object(image.object).kind == Kind::File) else {
-        out.push("the image is no file of the host".into());
+        out.push(format!("{what} is no file of the host"));
         return Ok(());
     };
     let object = scan.tree.object(image.object);
     for (bit, name) in [(READ_ONLY, "read-only"), (SYSTEM, "a system file")] {
         if object.attributes & u32::from(bit) != 0 {
-            out.push(format!("the image is marked as {name}: clear that attribute if it may be removed"));
+            out.push(format!("{what} is marked as {name}: clear that attribute if it may be removed"));
         }
     }
     let now: Map<Stream> = scan.tree.map(stream);
     if now != image.map {
-        out.push("the image is not where it was planned from: plan again".into());
+        out.push(format!("{what} is not where it was planned from: plan again"));
     }
     Ok(())
 }
