@@ -81,7 +81,7 @@ impl Header {
     }
     /// Bytes of the disk that a level 2 table covers.
     pub fn per_l2(&self) -> u64 {
-        self.cluster().saturating_mul(self.cluster() / self.entry())
+        self.cluster().saturating_mul(self.cluster().checked_div(self.entry()).unwrap_or_default())
     }
     /// Decodes the first bytes of an image, at most a cluster of them.
     ///

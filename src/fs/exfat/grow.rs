@@ -1,6 +1,6 @@
 //! The directories of a relink: which are made, which one is added to, what each holds, and how much room that takes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::error::{Error, Result};
 use crate::fs::Times;
@@ -127,10 +127,8 @@ impl ExFat {
         let (host_dir, depth) = self.descend(scan, &job.tree.into)?;
         let gone = job.image.files().map(|file| self.image_set(scan, file)).collect::<Result<Vec<_>>>()?;
         let mut edits = BTreeMap::new();
-        for at in gone.iter().map(|(dir, _)| *dir).chain([host_dir]) {
-            if !edits.contains_key(&at) {
-                edits.insert(at, self.unchanged(scan, at)?);
-            }
+        for at in gone.iter().map(|(dir, _)| *dir).chain([host_dir]).collect::<BTreeSet<_>>() {
+            edits.insert(at, self.unchanged(scan, at)?);
         }
         for (dir, set) in &gone {
             if let Some((_, bytes)) = edits.get_mut(dir) {

@@ -1,6 +1,6 @@
 //! The directories of a relink: which are made, which one is added to, what each holds, and how much room that takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
 use crate::fs::Times;
@@ -145,12 +145,10 @@ impl Fat {
         let (host_dir, depth) = self.descend(scan, &job.tree.into)?;
         let gone = job.image.files().map(|file| self.image_slots(scan, file)).collect::<Result<Vec<_>>>()?;
         let mut edits = BTreeMap::new();
-        for at in gone.iter().map(|(dir, ..)| *dir).chain([host_dir]) {
-            if !edits.contains_key(&at) {
-                let dir = scan.dirs.get(at).ok_or_else(|| refused("the host has no such directory"))?;
-                let bytes = self.slots_of(dir)?;
-                edits.insert(at, (bytes.clone(), bytes));
-            }
+        for at in gone.iter().map(|(dir, ..)| *dir).chain([host_dir]).collect::<BTreeSet<_>>() {
+            let dir = scan.dirs.get(at).ok_or_else(|| refused("the host has no such directory"))?;
+            let bytes = self.slots_of(dir)?;
+            edits.insert(at, (bytes.clone(), bytes));
         }
         for (dir, first, last) in gone {
             if let Some((_, bytes)) = edits.get_mut(&dir) {
