@@ -16,6 +16,7 @@ pub mod exfat;
 pub mod ext;
 pub mod fat;
 pub mod host;
+pub mod iso9660;
 pub mod ntfs;
 mod tree;
 pub mod utf16;
@@ -112,6 +113,9 @@ pub fn probe(volume: Arc<dyn ReadAt<Volume>>, options: ReadOptions) -> Result<Op
         return Ok(Some(fs));
     }
     if let Some(fs) = ext::open(Arc::clone(&volume), options)? {
+        return Ok(Some(fs));
+    }
+    if let Some(fs) = iso9660::open(Arc::clone(&volume))? {
         return Ok(Some(fs));
     }
     // Last: what was formatted anew may still have the backup of the old boot sector.

@@ -7,6 +7,9 @@
 //!    partition nor a file system's boot sector, and a GPT header is found at the second sector or the last;
 //! 2. an MBR, where at least one of its entries can be a partition, and none can't;
 //! 3. else none: the disk is one volume.
+//!
+//! An optical disk that can be booted from other media too has a table over its file system, which begins at sector 0 of the
+//! disk: where a partition has the bytes of an ISO 9660 descriptor, the disk is one volume.
 
 use std::sync::Arc;
 
@@ -58,7 +61,7 @@ pub fn probe(image: Arc<dyn ReadAt<Image>>) -> Result<Table> {
     let partitioned = first.as_ref().is_some_and(|m| m.is_table(image.len()));
     if protective || (!partitioned && bare.is_none()) {
         if let Some(table) = gpt::read(&image, first.as_ref())? {
-            return table.into_table(&image, problems);
+            return decided(table, &image, problems);
         }
         if protective {
             problems.push("the first sector is a protective MBR, but no GPT header was found".to_owned());
@@ -75,10 +78,35 @@ pub fn probe(image: Arc<dyn ReadAt<Image>>) -> Result<Table> {
         if let Some(fs) = bare {
             problems.push(format!("the first sector is an MBR, but could be {fs} as well"));
         }
-        return mbr::read(&image, &first)?.into_table(&image, problems);
+        return decided(mbr::read(&image, &first)?, &image, problems);
     }
+    whole(image, problems)
+}
+
+/// A disk that is one volume.
+fn whole(image: Arc<dyn ReadAt<Image>>, problems: Vec<String>) -> Result<Table> {
     let slot = Slot { name: String::new(), about: String::new(), layer: Arc::new(MapLayer::whole(image)?) };
     Ok(Table { kind: "none", sector: 512, slots: vec![slot], problems })
+}
+
+/// A table that was found, unless the disk is an optical one beneath it.
+fn decided(found: Found, image: &Arc<dyn ReadAt<Image>>, mut problems: Vec<String>) -> Result<Table> {
+    /// Byte of the first volume descriptor of ISO 9660, and its signature behind the first byte.
+    const OPTICAL: (u64, &[u8; 5]) = (32_768, b"CD001");
+    let mut signature = [0; 5];
+    let (at, expected) = OPTICAL;
+    if image.read_at(Offset::new(at.saturating_add(1)), &mut signature).is_ok() && signature == *expected {
+        let covers = |p: &Part| {
+            let end = p.start.zip(p.len).and_then(|(start, len)| start.checked_add(len));
+            p.start.is_some_and(|start| start <= at) && end.is_none_or(|end| end > at)
+        };
+        if found.parts.iter().any(covers) {
+            problems.push(format!("a {} table was passed over: the disk is an optical one", found.kind));
+            return whole(Arc::clone(image), problems);
+        }
+        problems.push("an ISO 9660 descriptor that no partition has was passed over for the table".to_owned());
+    }
+    found.into_table(image, problems)
 }
 
 /// The first bytes of a disk. Zeros stand where they can't be read.
