@@ -3,7 +3,7 @@
 use time::{Date, Month, PrimitiveDateTime, Time};
 
 use crate::bytes::Fields;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::{Offset, Volume};
 use crate::fs::{TimeUnit, Timestamp};
 
@@ -165,9 +165,12 @@ fn point(year: i32, month: u8, day: u8, clock: [u8; 3], zone: u8, nanos: u32, un
     Some(Timestamp { secs: local.checked_sub(east)?, nanos, unit })
 }
 
+/// A record of a directory: the byte at which it begins, the record, its system use area.
+pub type Listed<'b> = (u64, Record, &'b [u8]);
+
 /// The records of a directory, with the byte at which each begins. A record never crosses a sector; what can't be one ends
 /// its sector, and is told.
-pub fn records(bytes: &[u8], at: u64) -> (Vec<(u64, Record, &[u8])>, Vec<crate::error::Error>) {
+pub fn records(bytes: &[u8], at: u64) -> (Vec<Listed<'_>>, Vec<Error>) {
     let (mut out, mut faults) = (Vec::new(), Vec::new());
     for (number, sector) in bytes.chunks(SECTOR as usize).enumerate() {
         let start = at.saturating_add((number as u64).saturating_mul(SECTOR));
