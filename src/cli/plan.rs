@@ -1,6 +1,9 @@
 //! `plan`: what a relink would do.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -8,7 +11,7 @@ use super::{End, Progress, Session};
 use crate::error::Error;
 use crate::relink::{self, Options, Prepared};
 use crate::report::json::Row;
-use crate::report::manifest;
+use crate::report::{html, manifest};
 
 /// Show what a relink would link, copy and leave out, and why; nothing is written
 ///
@@ -18,6 +21,7 @@ use crate::report::manifest;
 #[command(after_help = "Examples:
   unimage plan /dev/sdb//p2/vm/win.raw
   unimage plan -v host.raw//vm/win.raw                    with a line for every file
+  unimage plan --html plan.html host.raw//vm/win.raw      as a page with all rows
   unimage plan --json host.raw//vm/win.raw | jq -c 'select(.verdict == \"copy\")'")]
 pub struct Plan {
     /// The image, as a file of its host
@@ -29,11 +33,25 @@ pub struct Plan {
     /// Print JSON lines: a row for every file and stream, and the totals last
     #[arg(long)]
     json: bool,
+    /// Also write the plan with all rows to this new file, as a page for a browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 impl Plan {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        if let Some(path) = self.html.as_ref().filter(|path| path.symlink_metadata().is_ok()) {
+            return Err(Error::Refused(format!("the page's path {} exists already", path.display())).into());
+        }
         let prepared = prepare(s, &self.address, &Options::default())?;
+        if let Some(path) = &self.html {
+            let written = File::create_new(path).and_then(|file| {
+                let mut file = BufWriter::new(file);
+                html::plan(&mut file, &prepared)?;
+                file.flush()
+            });
+            written.map_err(|e| Error::io(format!("writing the page {}", path.display()), e))?;
+        }
         print(s, &prepared, "unimage/plan/1", self.json, self.files)?;
         if self.json {
             summary(s, &prepared, |_| {});

@@ -1,7 +1,9 @@
 //! `plan` and `relink` on a small host; signals.
 
+use std::fs;
 use std::process::Command;
 
+use crate::common::guest::bare_ntfs;
 use crate::support::*;
 
 #[test]
@@ -77,4 +79,32 @@ fn an_interrupt_lets_the_commit_finish_and_a_second_one_leaves_it_to_recover() {
         "{out}"
     );
     ok("fsck.fat", ["-n", host.name()]);
+}
+
+#[test]
+fn a_page_has_a_row_for_every_file_and_names_are_text_in_it() {
+    let dir = scratch();
+    let image = dir.path().join("image");
+    bare_ntfs(&image, 3 << 20, 4096, |at| {
+        for i in 0..5 {
+            fs::write(at.join(format!("file {i}")), noise(i, 9000)).unwrap();
+        }
+        fs::write(at.join("<img src=x onerror=alert(1)>&.txt"), b"x").unwrap();
+        fs::write(at.join("\u{202e}txt.exe'\""), b"x").unwrap();
+    });
+    let host = dir.path().join("host");
+    fs::File::create(&host).unwrap().set_len(8 << 20).unwrap();
+    ok("mkfs.fat", ["-F", "16", "-s", "1", host.to_str().unwrap()]);
+    ok("mcopy", ["-i", host.to_str().unwrap(), image.to_str().unwrap(), "::/disk.raw"]);
+    let page = dir.path().join("plan.html");
+    let args = ["plan", "--html", page.to_str().unwrap(), &format!("{}//disk.raw", host.display())].map(str::to_owned);
+    unimage(&args).exits(0);
+    let html = fs::read_to_string(&page).unwrap();
+    assert_eq!(html.matches("<tr class=").count(), 7);
+    assert!(html.contains("&lt;img src=x onerror=alert(1)&gt;&amp;.txt") && !html.contains("<img"), "{html}");
+    assert!(html.contains("txt.exe&#39;&quot;</bdi>"), "{html}");
+    // Nothing is ever overwritten.
+    let out = unimage(&args).exits(4);
+    assert!(out.stderr.contains("exists already"), "{out}");
+    assert_eq!(fs::read_to_string(&page).unwrap(), html);
 }
