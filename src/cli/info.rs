@@ -1,10 +1,13 @@
 //! `info`: the tree of layers.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use clap::Args;
 
+use super::progress::Progress;
 use super::{End, PARTLY, Session, names};
+use crate::container::{self, check::Checked};
 use crate::extent::{Extent, Offset, Volume, What};
 use crate::fs::Facts;
 use crate::report::json::Row;
@@ -26,6 +29,11 @@ pub struct Info {
     /// Print JSON lines
     #[arg(long)]
     json: bool,
+    /// Read the last image and compare it with the hashes that it has stored (E01)
+    ///
+    /// Exits with 1 where one is different or a part can't be read.
+    #[arg(long)]
+    check: bool,
 }
 
 impl Info {
@@ -35,6 +43,7 @@ impl Info {
         if self.json {
             s.header("unimage/info/1");
         }
+        let checked = if self.check { Some(check(stack.last()?)) } else { None };
         let mut volumes = 0u64;
         let mut problems = 0u64;
         for (depth, level) in stack.levels.iter().enumerate() {
@@ -42,10 +51,12 @@ impl Info {
             volumes = volumes.saturating_add(level.guests.len() as u64);
             problems = problems.saturating_add(level.table.problems.len() as u64);
             problems = problems.saturating_add(level.guests.iter().filter(|g| g.failed.is_some()).count() as u64);
+            let checked = checked.as_ref().filter(|_| depth.saturating_add(1) == stack.levels.len());
+            problems = problems.saturating_add(checked.is_some_and(|c| !c.right()).into());
             if self.json {
-                json(s.out.buffer(), depth, name, level);
+                json(s.out.buffer(), depth, name, level, checked);
             } else {
-                human(s.out.buffer(), depth, name, level);
+                human(s.out.buffer(), depth, name, level, checked);
             }
             s.out.row()?;
         }
@@ -60,6 +71,34 @@ impl Info {
     }
 }
 
+/// What `--check` found.
+struct Check {
+    hashes: Vec<Checked>,
+    failed: Option<String>,
+}
+
+impl Check {
+    fn right(&self) -> bool {
+        self.failed.is_none() && self.hashes.iter().all(Checked::is_right)
+    }
+}
+
+fn check(level: &Level) -> Check {
+    let disk = &level.disk;
+    if disk.hashes.is_empty() {
+        return Check { hashes: Vec::new(), failed: Some(format!("this {} image has stored no hash", disk.kind)) };
+    }
+    let progress = Progress::new("checking", Some(disk.image.len()));
+    match container::check::check(&*disk.image, &disk.hashes, &mut |done| progress.add(done)) {
+        Ok(hashes) => Check { hashes, failed: None },
+        Err(e) => Check { hashes: Vec::new(), failed: Some(e.to_string()) },
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// The offset at which the first byte of a volume is stored.
 pub(super) fn stored_at(slot: &Slot) -> Option<u64> {
     match slot.layer.extents(Offset::new(0)..Offset::new(1)).ok()?.first()? {
@@ -68,9 +107,9 @@ pub(super) fn stored_at(slot: &Slot) -> Option<u64> {
     }
 }
 
-fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
-    Row::new(out, "entry")
-        .value("path", name)
+fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Option<&Check>) {
+    let mut row = Row::new(out, "entry");
+    row.value("path", name)
         .word("kind", "image")
         .number("size", level.disk.image.len())
         .number("level", depth as u64)
@@ -79,8 +118,16 @@ fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
         .word("table", level.table.kind)
         .number("sector", level.table.sector)
         .value("remarks", &level.disk.remarks)
-        .value("problems", &level.table.problems)
-        .end();
+        .value("problems", &level.table.problems);
+    let facts: BTreeMap<_, _> = level.disk.facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    row.some("facts", (!facts.is_empty()).then_some(facts));
+    let hashes: BTreeMap<_, _> = level.disk.hashes.iter().map(|h| (h.algorithm, hex(&h.value))).collect();
+    row.some("hashes", (!hashes.is_empty()).then_some(hashes));
+    if let Some(checked) = checked {
+        let computed: BTreeMap<_, _> = checked.hashes.iter().map(|c| (c.stored.algorithm, hex(&c.computed))).collect();
+        row.value("computed", &computed).value("right", &checked.right()).some("failed", checked.failed.as_ref());
+    }
+    row.end();
     for guest in &level.guests {
         let Some(slot) = level.table.slots.get(guest.slot) else { continue };
         let mut row = Row::new(out, "entry");
@@ -101,7 +148,7 @@ fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
     }
 }
 
-fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
+fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Option<&Check>) {
     let indent = depth.saturating_mul(4);
     let mut line = |more: usize, text: &str| {
         out.resize(out.len().saturating_add(indent).saturating_add(more), b' ');
@@ -113,6 +160,21 @@ fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level) {
     line(2, &format!("container {}, {}", level.disk.kind, bytes(level.disk.image.len())));
     for remark in &level.disk.remarks {
         line(4, remark);
+    }
+    for (name, value) in &level.disk.facts {
+        line(4, &format!("{}: {value}", name.replace('_', " ")));
+    }
+    for hash in &level.disk.hashes {
+        let found = checked.and_then(|c| c.hashes.iter().find(|c| c.stored == *hash));
+        let word = match found {
+            None => "stored".to_owned(),
+            Some(c) if c.is_right() => "stored, and right".to_owned(),
+            Some(c) => format!("stored, but WRONG: the disk has {}", hex(&c.computed)),
+        };
+        line(4, &format!("{} {}: {word}", hash.algorithm, hex(&hash.value)));
+    }
+    if let Some(why) = checked.and_then(|c| c.failed.as_ref()) {
+        line(4, &format!("problem: not checked: {why}"));
     }
     match level.table.kind {
         "none" => line(2, "no partition table"),

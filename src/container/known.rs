@@ -7,9 +7,6 @@ pub(super) const HEAD: usize = 512;
 pub(super) fn by_head(head: &[u8]) -> Option<&'static str> {
     let at = |at: usize, sign: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(sign));
     const SIGNS: &[(&str, usize, &[u8])] = &[
-        ("an EWF image (E01)", 0, b"EVF\x09\x0d\x0a\xff\x00"),
-        ("a logical EWF image (L01)", 0, b"LVF\x09\x0d\x0a\xff\x00"),
-        ("an EWF2 image (Ex01)", 0, b"EVF2\x0d\x0a\x81"),
         ("an AFF image", 0, b"AFF10\x0d\x0a\x00"),
         ("a LUKS volume", 0, b"LUKS\xba\xbe"),
         ("a Parallels image", 0, b"WithoutFreeSpace"),

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 use crate::extent::{Device, Image, Layer, Map, MapLayer, Offset, ReadAt};
 
 mod blocks;
+pub mod check;
+mod ewf;
 pub mod flat;
 pub mod gate;
 mod guid;
@@ -16,6 +18,7 @@ mod known;
 mod paths;
 mod qcow2;
 mod raw;
+mod split;
 pub mod table;
 mod vdi;
 mod vhd;
@@ -81,6 +84,19 @@ pub struct Disk {
     pub snapshots: Vec<Snapshot>,
     /// Which of them this is; none for the state of today.
     pub snapshot: Option<usize>,
+    /// What was noted in the image about it, by names of the format `case_number`.
+    pub facts: Vec<(&'static str, String)>,
+    /// Hashes of the whole disk that the image has stored.
+    pub hashes: Vec<StoredHash>,
+}
+
+/// A hash of the whole disk that an image has stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredHash {
+    /// `md5` or `sha1`.
+    pub algorithm: &'static str,
+    /// Its bytes.
+    pub value: Vec<u8>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -92,7 +108,8 @@ impl std::fmt::Debug for Disk {
 impl Disk {
     fn new(kind: &'static str, image: Arc<dyn Layer<Image>>, tables: Vec<Arc<dyn Table>>) -> Self {
         let (remarks, parts, snapshots) = (Vec::new(), Vec::new(), Vec::new());
-        Self { kind, image, tables, remarks, parts, snapshots, snapshot: None }
+        let (facts, hashes) = (Vec::new(), Vec::new());
+        Self { kind, image, tables, remarks, parts, snapshots, snapshot: None, facts, hashes }
     }
     /// A disk that is a map of its files, without parents.
     ///
@@ -302,6 +319,7 @@ const FORMATS: &[(Recognised, Open)] = &[
     (vmdk::recognised, vmdk::open),
     (vhdx::recognised, vhdx::open),
     (vdi::recognised, vdi::open),
+    (ewf::recognised, ewf::open),
 ];
 
 fn recognise(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
@@ -330,7 +348,10 @@ fn recognise(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Dis
     if let Some(name) = known::by_head(&head) {
         return Err(Error::Unsupported(format!("{name}: such containers can't be read so far")));
     }
-    let mut disk = raw::open(device)?;
-    disk.remarks = remarks;
+    let mut disk = match split::open(&device, with)? {
+        Some(disk) => disk,
+        None => raw::open(device)?,
+    };
+    disk.remarks.extend(remarks);
     Ok(disk)
 }

@@ -1,0 +1,127 @@
+//! Reading chunks: each is decoded whole and checked, many of them at the same time where much is wanted.
+
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::second::Codec;
+use super::section::adler32;
+use super::tables::{Form, Stored};
+use crate::error::{Error, Result};
+use crate::extent::{Device, Offset, ReadAt};
+
+/// Bytes of decoded chunks that are kept, for those who read in small pieces.
+const KEPT: usize = 8 << 20;
+
+/// Decodes a chunk of `want` bytes into `out`. The last chunk of a disk may have been packed with zeros behind it, up to the
+/// `most` bytes of any other.
+///
+/// # Errors
+/// [`Error::Corrupt`] where its checksum is wrong or it has another length.
+pub fn decode(file: &dyn ReadAt<Device>, stored: Stored, want: usize, most: usize, out: &mut Vec<u8>) -> Result<()> {
+    let at = Offset::<Device>::new(stored.at);
+    let wrong = |expected: String| Error::corrupt("EWF chunk", at, expected);
+    match stored.form {
+        Form::Plain { sum } => {
+            let whole = want.saturating_add(if sum { 4 } else { 0 });
+            if stored.len < whole as u64 {
+                return Err(wrong(format!("{whole} bytes, there is room for {}", stored.len)));
+            }
+            out.resize(whole, 0);
+            file.read_at(at, out)?;
+            let (bytes, tail) = out.split_at_checked(want).ok_or_else(|| wrong("its checksum".into()))?;
+            if sum && tail.first_chunk().map(|b| u32::from_le_bytes(*b)) != Some(adler32(bytes)) {
+                return Err(wrong("the checksum that is stored behind it".into()));
+            }
+            out.truncate(want);
+        }
+        Form::Packed(codec) => {
+            let packed = file.read_vec(at, usize::try_from(stored.len).unwrap_or_default())?;
+            let reader: Box<dyn Read> = match codec {
+                Codec::Zlib => Box::new(flate2::read::ZlibDecoder::new(&*packed)),
+                Codec::Bzip2 => Box::new(bzip2::read::BzDecoder::new(&*packed)),
+            };
+            out.reserve_exact(want);
+            // The end of a stream comes after its checksum: that it is reached means that the checksum was right.
+            let got = reader.take((most as u64).saturating_add(1)).read_to_end(out);
+            match got {
+                Ok(n) if n == want || n == most => out.truncate(want),
+                Ok(_) => return Err(wrong(format!("a compressed stream of {want} bytes"))),
+                Err(e) => return Err(wrong(format!("a compressed stream: {e}"))),
+            }
+        }
+        Form::Pattern(pattern) => {
+            out.extend(pattern.to_le_bytes().into_iter().cycle().take(want));
+        }
+    }
+    Ok(())
+}
+
+/// A decoded chunk with its number.
+type Kept = (u64, Arc<Vec<u8>>);
+
+/// The chunks that were decoded last.
+#[derive(Default)]
+pub struct Chunks {
+    kept: Mutex<Vec<Kept>>,
+}
+
+impl Chunks {
+    /// Fills `buf` from byte `skip` of the chunk `number` on. Chunks have `len` bytes.
+    pub fn fill(
+        &self,
+        number: u64,
+        skip: usize,
+        len: usize,
+        buf: &mut [u8],
+        decode: &(dyn Fn(u64, &mut Vec<u8>) -> Result<()> + Sync),
+    ) -> Result<()> {
+        let head = len.saturating_sub(skip).min(buf.len());
+        let (first, rest) = buf.split_at_mut(head);
+        let mut parts: Vec<(u64, usize, &mut [u8])> = vec![(number, skip, first)];
+        let numbers = number.saturating_add(1)..;
+        parts.extend(numbers.zip(rest.chunks_mut(len.max(1))).map(|(n, part)| (n, 0, part)));
+        let one = |(number, skip, part): (u64, usize, &mut [u8])| {
+            if part.len() == len {
+                let mut bytes = Vec::new();
+                decode(number, &mut bytes)?;
+                return copy(&bytes, 0, part);
+            }
+            copy(&self.chunk(number, len, decode)?, skip, part)
+        };
+        match parts.len() {
+            1 => parts.into_iter().try_for_each(one),
+            _ => parts.into_par_iter().try_for_each(one),
+        }
+    }
+
+    /// A chunk of which a part is wanted: the rest of it may be wanted next.
+    fn chunk(
+        &self,
+        number: u64,
+        len: usize,
+        decode: &(dyn Fn(u64, &mut Vec<u8>) -> Result<()> + Sync),
+    ) -> Result<Arc<Vec<u8>>> {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = kept().iter().find(|(n, _)| *n == number) {
+            return Ok(Arc::clone(bytes));
+        }
+        let mut bytes = Vec::new();
+        decode(number, &mut bytes)?;
+        let bytes = Arc::new(bytes);
+        let mut kept = kept();
+        if kept.len() >= KEPT.checked_div(len).unwrap_or_default().max(1) {
+            kept.remove(0);
+        }
+        kept.push((number, Arc::clone(&bytes)));
+        Ok(bytes)
+    }
+}
+
+fn copy(bytes: &[u8], skip: usize, part: &mut [u8]) -> Result<()> {
+    let have = skip.checked_add(part.len()).and_then(|end| bytes.get(skip..end));
+    let have = have.ok_or_else(|| Error::Unsupported("a chunk that is shorter than the disk needs".into()))?;
+    part.copy_from_slice(have);
+    Ok(())
+}
