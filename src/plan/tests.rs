@@ -479,7 +479,8 @@ fn two_hundred_thousand_files_take_well_under_a_second() {
     let took = start.elapsed();
     assert_eq!(plan.totals.linked.files, 200_000);
     println!("200,000 files: {took:?}");
-    assert!(took.as_secs() < 10, "{took:?}");
+    // A search for each name, or for each unit, would take minutes; a busy machine takes seconds.
+    assert!(took.as_secs() < 60, "{took:?}");
 }
 
 prop_compose! {
