@@ -44,7 +44,8 @@ fn of_the_volume(fs: &ExFat) -> Result<Vec<String>> {
     no(cut, format!("the host's file system ends at byte {}, the volume at {}", boot.end(), fs.volume.len()));
     let scan = fs.scanned()?;
     if let [first, ..] = scan.tree.problems() {
-        out.push(format!("the host is damaged (problems: {}), the first: {}", scan.tree.problems().len(), first.what));
+        let places = if scan.tree.problems().len() == 1 { "place" } else { "places" };
+        out.push(format!("the host is damaged in {} {places}, the first: {}", scan.tree.problems().len(), first.what));
     }
     if let [first, ..] = &scan.oddities[..] {
         let count = scan.oddities.len();

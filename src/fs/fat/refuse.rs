@@ -49,7 +49,8 @@ fn of_the_volume(fat: &Fat) -> Result<Vec<String>> {
     }
     let scan = fat.scanned()?;
     if let [first, ..] = scan.tree.problems() {
-        out.push(format!("the host is damaged (problems: {}), the first: {}", scan.tree.problems().len(), first.what));
+        let places = if scan.tree.problems().len() == 1 { "place" } else { "places" };
+        out.push(format!("the host is damaged in {} {places}, the first: {}", scan.tree.problems().len(), first.what));
     }
     let table = &fat.table;
     let lost = table.entries().filter(|(n, value)| !table.is_unused(*value) && !scan.claims.owned.has(*n));

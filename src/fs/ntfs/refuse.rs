@@ -70,7 +70,8 @@ fn of_the_volume(ntfs: &Ntfs) -> Result<Vec<String>> {
         }
     };
     if let [first, ..] = state.tree.problems() {
-        out.push(format!("the host is damaged (problems: {}), the first: {}", state.tree.problems().len(), first.what));
+        let places = if state.tree.problems().len() == 1 { "place" } else { "places" };
+        out.push(format!("the host is damaged in {} {places}, the first: {}", state.tree.problems().len(), first.what));
     }
     out.extend(state.census.faults.iter().map(|f| format!("the host is damaged: {f}")));
     for (entry, depth) in state.tree.order() {
