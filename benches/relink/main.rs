@@ -10,6 +10,7 @@ mod ext;
 mod fat;
 mod guests;
 mod measure;
+mod ntfs;
 mod relink;
 mod walk;
 
@@ -46,4 +47,15 @@ fn main() {
         let guest = guest::windows();
         relink::run(title, &guest, &ext::Ext4::new(&guest.image), relink::ntfs_source);
     });
+    for (title, guest) in [
+        ("relink: NTFS, large files of an NTFS guest", &guest::large_files as &dyn Fn() -> guest::Guest),
+        ("relink: NTFS, 20,000 mixed files of an NTFS guest", &guest::windows),
+        ("relink: NTFS, 20,000 small files of an NTFS guest", &ntfs::few_files),
+        ("relink: NTFS, 200,000 small files of an NTFS guest", &guest::many_files),
+    ] {
+        part(title, &|title| {
+            let guest = guest();
+            relink::run(title, &guest, &ntfs::Ntfs::new(&guest.image), relink::ntfs_source);
+        });
+    }
 }

@@ -97,6 +97,14 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -
         number("written_journal_bytes")
     );
     println!("  linked {}   copied {}", summary["linked"], summary["copied"]);
+    let (to, count) = (format!("of={}", target.dir().join("zeros").display()), format!("count={}", best.written));
+    let dd = words(&["dd", "if=/dev/zero", &to, "bs=1M", "iflag=count_bytes", &count, "conv=fsync", "status=none"]);
+    let dd = measure::in_turns(5, &[dd], || ()).remove(0);
+    println!(
+        "dd, as many bytes, fsync   {:8.2} s   the relink takes {:.1} times as long",
+        dd.seconds,
+        best.seconds / dd.seconds
+    );
     copies(&source(guest), bytes, target, best.seconds);
 }
 

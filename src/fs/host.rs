@@ -38,22 +38,15 @@ pub struct Rules {
     /// Bytes of a compression unit (LZNT1), where compressed streams of as large units and clusters are linked as they are
     /// ([`Content::Packed`]); 0 where they are not.
     pub packed: u64,
-    /// Whether it has reparse points: an extended attribute [`REPARSE`] makes one of a file or directory.
+    /// Whether it has reparse points: an extended attribute [`REPARSE`](crate::fs::REPARSE) makes one of a file or directory.
     pub reparse: bool,
-    /// Whether it has security descriptors: an extended attribute [`SECURITY`].
+    /// Whether it has security descriptors: an extended attribute [`SECURITY`](crate::fs::SECURITY).
     pub security: bool,
     /// Whether bytes behind the end of a file may be shown later, so that they are zeroed by default.
     pub slack_shows: bool,
     /// How names are limited.
     pub names: NameRules,
 }
-
-/// The extended attribute that is a reparse buffer (\[MS-FSCC\] 2.1.2), by the name that ntfs-3g has for it.
-pub const REPARSE: &[u8] = b"system.ntfs_reparse_data";
-/// The extended attribute that is a security descriptor (self-relative, \[MS-DTYP\] 2.4.6), by the name that ntfs-3g has for it.
-pub const SECURITY: &[u8] = b"system.ntfs_acl";
-/// The extended attribute that is a list of NTFS's own extended attributes (`FILE_FULL_EA_INFORMATION`, \[MS-FSCC\] 2.4.15).
-pub const EA: &[u8] = b"system.ntfs_ea";
 
 /// Which names a host can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

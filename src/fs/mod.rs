@@ -22,8 +22,8 @@ mod tree;
 pub mod utf16;
 
 pub use tree::{
-    Entry, EntryId, Form, Kind, NameId, NewStream, Object, ObjectId, Problem, StreamId, StreamInfo, TimeUnit, Times,
-    Timestamp, Tree, TreeBuilder, Xattr,
+    EA, Entry, EntryId, Form, Kind, NameId, NewStream, Object, ObjectId, Problem, REPARSE, SECURITY, StreamId,
+    StreamInfo, TimeUnit, Times, Timestamp, Tree, TreeBuilder, Xattr,
 };
 
 /// What the reader is told beside the bytes.

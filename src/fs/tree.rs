@@ -223,6 +223,13 @@ pub struct Problem {
 /// An extended attribute: its name with its prefix (`user.x`), and its value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
+/// The extended attribute that is a reparse buffer (\[MS-FSCC\] 2.1.2), by the name that ntfs-3g has for it.
+pub const REPARSE: &[u8] = b"system.ntfs_reparse_data";
+/// The extended attribute that is a security descriptor (self-relative, \[MS-DTYP\] 2.4.6), by the name that ntfs-3g has for it.
+pub const SECURITY: &[u8] = b"system.ntfs_acl";
+/// The extended attribute that is a list of NTFS's own extended attributes (`FILE_FULL_EA_INFORMATION`, \[MS-FSCC\] 2.4.15).
+pub const EA: &[u8] = b"system.ntfs_ea";
+
 /// Everything that a file system holds, as one walk found it.
 ///
 /// Entries that can be reached from the root are listed in [`order`](Self::order): parents before children, siblings by

@@ -4,8 +4,8 @@
 use rayon::prelude::*;
 
 use crate::extent::{Encoding, Map, Offset, Stream, Volume, What};
-use crate::fs::host::{Content, REPARSE, Rules};
-use crate::fs::{Form, ObjectId, StreamId, Tree};
+use crate::fs::host::{Content, Rules};
+use crate::fs::{Form, ObjectId, REPARSE, StreamId, Tree};
 use crate::plan::GuestVolume;
 use crate::plan::tree::{Draft, Shape};
 

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin, SECURITY};
-use crate::fs::{EntryId, Kind, ObjectId, Times};
+use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
+use crate::fs::{EntryId, Kind, ObjectId, SECURITY, Times};
 use crate::plan::names::{self, Namer};
 use crate::plan::{GuestVolume, Part, Reason, Row};
 

@@ -238,7 +238,12 @@ fn host(shape: Shape, guest: &Path, in_pieces: bool, at: &Path) -> BTreeMap<Stri
     let len = fs::metadata(guest).unwrap().len();
     let image = sparse(&mount.at.join(IMAGE), if in_pieces { len } else { 0 });
     let mut from = File::open(guest).unwrap();
-    let parts = if in_pieces { 700 } else { 1 };
+    let parts = match (in_pieces, shape.sector) {
+        (false, _) => 1,
+        // Larger records have room for more runs.
+        (true, 4096) => 2500,
+        (true, _) => 700,
+    };
     // Whole clusters of any host, in an order that leaves no part beside its neighbour.
     let part = len.div_ceil(parts).next_multiple_of(65536);
     let mut buffer = vec![0; 4 << 20];

@@ -4,18 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
 use crate::extent::{Encoding, Extent, Map, Offset, Stream, Volume, What};
-use crate::fs::host::{Content, EA, NewEntry, NewKind, REPARSE, SECURITY};
+use crate::fs::host::{Content, NewEntry, NewKind};
 use crate::fs::ntfs::audit::{Audit, Places, plain, wrong};
 use crate::fs::ntfs::encode::filetime;
 use crate::fs::ntfs::extras::{Extras, special_ea};
 use crate::fs::ntfs::index;
-use crate::fs::ntfs::layout::kind;
-use crate::fs::ntfs::merge::DIRECTORY_BIT;
+use crate::fs::ntfs::layout::{DIRECTORY_BIT, kind};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::raw::RawRecord;
 use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::wanted::{KEPT, times};
-use crate::fs::{FileSystem, Form, Kind, ObjectId, StreamId};
+use crate::fs::{EA, FileSystem, Form, Kind, ObjectId, REPARSE, SECURITY, StreamId};
 
 /// Attribute bits that say how the data is kept, and what the object is: sparse, compressed, reparse point, special
 /// file, directory.

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::fs::Kind;
-use crate::fs::host::{EA, NewEntry, NewKind, REPARSE, SECURITY};
+use crate::fs::host::{NewEntry, NewKind};
 use crate::fs::ntfs::encode::{Out, capacity};
 use crate::fs::ntfs::layout::kind;
 use crate::fs::ntfs::pack::{Body, Value};
 use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::secure::{Secure, sound};
+use crate::fs::{EA, Kind, REPARSE, SECURITY};
 
 /// The largest reparse buffer and list of extended attributes, in bytes.
 const MAX_BUFFER: usize = 16 << 10;

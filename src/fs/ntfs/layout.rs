@@ -28,6 +28,11 @@ pub const EXTEND: u64 = 11;
 /// Records below are the file system's own.
 pub const FIRST_USER: u64 = 24;
 
+/// The largest `$ATTRIBUTE_LIST`, and more than the largest reparse buffer, in bytes.
+pub const MAX_VALUE: u64 = 256 << 10;
+/// Bit in the attributes of an object: a directory. Only those that are links have it in a tree.
+pub const DIRECTORY_BIT: u32 = 0x10;
+
 /// Types of attributes.
 pub mod kind {
     /// `$STANDARD_INFORMATION`.

@@ -4,23 +4,20 @@ use std::collections::BTreeSet;
 
 use crate::error::Error;
 use crate::extent::{Encoding, Volume, What};
-use crate::fs::host::{EA, REPARSE};
-use crate::fs::ntfs::layout::{self, DIRECTORY, DOS, EXTEND, FIRST_USER, ROOT, Reference, WIN32, kind};
+use crate::fs::ntfs::layout::{
+    self, DIRECTORY, DIRECTORY_BIT, DOS, EXTEND, FIRST_USER, MAX_VALUE, ROOT, Reference, WIN32, kind,
+};
 use crate::fs::ntfs::pieces::{self, Part, Value};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::reparse::{self, Reparse};
 use crate::fs::ntfs::scan::{Chunk, Rec};
-use crate::fs::{Form, Kind, NameId, NewStream, Object, ObjectId, Times, Tree, TreeBuilder};
+use crate::fs::{EA, Form, Kind, NameId, NewStream, Object, ObjectId, REPARSE, Times, Tree, TreeBuilder};
 
-/// The largest `$ATTRIBUTE_LIST`, and more than the largest reparse buffer, in bytes.
-pub const MAX_VALUE: u64 = 256 << 10;
 /// Damage that is told one by one; the rest is counted.
 const MAX_PROBLEMS: usize = 2000;
 /// Files for which there is room from the start; `$MFT`'s bitmap may be wrong by any number.
 const MAX_RESERVED: usize = 1 << 20;
 const NOTHING: u32 = u32::MAX;
-/// Attribute bit of a directory: only directories that are links have it here.
-pub const DIRECTORY_BIT: u32 = 0x10;
 
 /// Makes the tree of the chunks, which come in order of the records. A file of one record, as nearly all are, is done
 /// with when its chunk was added; those of more wait for all of theirs.
