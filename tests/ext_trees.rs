@@ -253,7 +253,7 @@ impl<'c> Wanted<'c> {
         let taken: u64 = staging.filled.iter().map(|f| f.1).sum();
         assert!(taken <= (estimate.metadata_units + estimate.copy_units) * case.unit, "more than was estimated");
         let again = case.link(&self.tree).unwrap();
-        assert_eq!(format!("{staging:?}"), format!("{again:?}"), "the same change whenever it is computed");
+        assert!(staging == again, "the same change whenever it is computed");
         let checked = Checked::new(staging, Arc::new(case.volume.clone()), |after, staging| {
             case.host().audit(after, &job, staging)
         })
@@ -324,14 +324,14 @@ fn put_back(path: &Path, staging: &Staging) {
     let file = fs::File::options().write(true).open(path).unwrap();
     file.write_all_at(&staging.quarantine.closed, staging.quarantine.at.get()).unwrap();
     assert_eq!(staging.quarantine.closed.len(), 512, "one sector");
+    let before = fs::read(path).unwrap();
     for how in ["-fp", "-fy", "-fn"] {
-        let before = sha(&fs::read(path).unwrap());
         let out = Command::new("e2fsck").arg(how).arg(path).output().unwrap();
         let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert_eq!(out.status.code(), Some(8), "{text}");
         assert!(text.contains("unsupported feature"), "{text}");
         assert!(!text.contains("checksum"), "{text}");
-        assert_eq!(before, sha(&fs::read(path).unwrap()), "e2fsck {how} wrote");
+        assert!(before == fs::read(path).unwrap(), "e2fsck {how} wrote");
     }
     let dir = scratch();
     let tried = Command::new("mount").args(["-o", "loop"]).arg(path).arg(dir.path()).output().unwrap();

@@ -34,7 +34,7 @@ pub use undo::undo;
 pub const SECTOR: u64 = 512;
 
 /// Bytes for units that were free: no old contents are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fresh {
     /// Where.
     pub at: Offset<Volume>,
@@ -43,7 +43,7 @@ pub struct Fresh {
 }
 
 /// A stream to be copied into units that were free.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copy {
     /// Which stream: a number that [`Sources`] knows. Hosts take the new entry's position in the tree that they are handed.
     pub entry: usize,
@@ -54,7 +54,7 @@ pub struct Copy {
 }
 
 /// Changes of blocks in use that are written and made durable together, before the next group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// What they are, for messages.
     pub name: &'static str,
@@ -63,7 +63,7 @@ pub struct Group {
 }
 
 /// Everything that a commit writes to a host volume.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Staging {
     /// New structures into free units.
     pub fresh: Vec<Fresh>,
@@ -87,7 +87,7 @@ pub struct Staging {
 }
 
 /// See host-writers 8.1: the first write and the last one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quarantine {
     /// The switch: place of the sector.
     pub at: Offset<Volume>,
