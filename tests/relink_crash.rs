@@ -28,6 +28,33 @@ fn run(shape: Shape, guest_len: u64) {
     crash::run(bench, common::long() || shape.len < 700 << 10);
 }
 
+/// An image of two files: a qcow2 and the file with its data.
+#[test]
+fn two_files_that_make_up_an_image() {
+    let dir = scratch();
+    let raw = dir.path().join("guest");
+    guest::fat(&raw, 256 << 10, 12, 1);
+    let made = std::process::Command::new("qemu-img")
+        .current_dir(dir.path())
+        .args(["convert", "-f", "raw", "-O", "qcow2", "-o", "data_file=DATA.IMG,cluster_size=512", "guest", "disk"])
+        .status();
+    assert!(made.unwrap().success());
+    let shape = Shape { width: 12, cluster_sectors: 1, len: 800 << 10, place: Place::Bare, fragments: 3 };
+    let host = Host::new(shape, &dir.path().join("disk"));
+    host.fat.place(&host.file, &dir.path().join("DATA.IMG"), "DATA.IMG", 4);
+    std::fs::copy(&host.file, &host.before).unwrap();
+    let bench = crash::Bench {
+        file: host.file.clone(),
+        image: host.image(),
+        base: host.base,
+        len: host.len,
+        in_use: host.fat.in_use(&host.before),
+        probe: host.dir.path().join("probe.img"),
+        check: Box::new(move |file| fsck_fat(file, 0, shape.len)),
+    };
+    crash::run(bench, common::long());
+}
+
 #[test]
 fn fat12_bare() {
     run(Shape { width: 12, cluster_sectors: 1, len: 640 << 10, place: Place::Bare, fragments: 5 }, 256 << 10);

@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::progress::Progress;
 use super::{End, PARTLY, Session, names};
-use crate::container::{self, check::Checked};
+use crate::container::{self, Part, Role, Snapshot, check::Checked};
 use crate::extent::{Extent, Offset, Volume, What};
-use crate::fs::Facts;
+use crate::fs::{Facts, TimeUnit, Timestamp};
 use crate::report::json::Row;
-use crate::report::text;
+use crate::report::{text, time};
 use crate::stack::{Guest, Level};
 use crate::volume::Slot;
 
@@ -118,7 +118,10 @@ fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Opt
         .word("table", level.table.kind)
         .number("sector", level.table.sector)
         .value("remarks", &level.disk.remarks)
-        .value("problems", &level.table.problems);
+        .value("problems", &level.table.problems)
+        .value("files", &files(level))
+        .value("snapshots", &snapshots(level))
+        .some("snapshot", level.disk.snapshot.and_then(|n| level.disk.snapshots.get(n)).map(|s| s.id.as_str()));
     let facts: BTreeMap<_, _> = level.disk.facts.iter().map(|(name, value)| (*name, value.as_str())).collect();
     row.some("facts", (!facts.is_empty()).then_some(facts));
     let hashes: BTreeMap<_, _> = level.disk.hashes.iter().map(|h| (h.algorithm, hex(&h.value))).collect();
@@ -148,6 +151,43 @@ fn json(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Opt
     }
 }
 
+/// The further files of an image.
+fn files(level: &Level) -> Vec<serde_json::Value> {
+    let file = |part: &Part| {
+        let depth = match part.role {
+            Role::Own => 0,
+            Role::Parent(n) => n,
+        };
+        serde_json::json!({"path": part.name, "depth": depth, "container": part.kind, "size": part.device.len()})
+    };
+    level.disk.parts.iter().map(file).collect()
+}
+
+/// Each snapshot, and the bytes that it has alone, where these can be told.
+fn kept(level: &Level) -> Vec<(&Snapshot, Option<u64>)> {
+    if level.disk.snapshots.is_empty() {
+        return Vec::new();
+    }
+    let alone = level.disk.tables.first().map(|t| t.alone()).and_then(Result::ok).unwrap_or_default();
+    level.disk.snapshots.iter().enumerate().map(|(n, s)| (s, alone.get(n).copied())).collect()
+}
+
+fn made(snapshot: &Snapshot) -> Option<String> {
+    let (secs, nanos) = snapshot.made?;
+    let mut text = Vec::new();
+    time::rfc3339(&mut text, Timestamp { secs, nanos, unit: TimeUnit::Nano });
+    String::from_utf8(text).ok()
+}
+
+fn snapshots(level: &Level) -> Vec<serde_json::Value> {
+    let one = |(s, alone): &(&Snapshot, Option<u64>)| {
+        serde_json::json!({
+            "id": s.id, "name": s.name, "made": made(s), "size": s.len, "memory": s.memory, "alone": alone
+        })
+    };
+    kept(level).iter().map(one).collect()
+}
+
 fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Option<&Check>) {
     let indent = depth.saturating_mul(4);
     let mut line = |more: usize, text: &str| {
@@ -175,6 +215,20 @@ fn human(out: &mut Vec<u8>, depth: usize, name: &str, level: &Level, checked: Op
     }
     if let Some(why) = checked.and_then(|c| c.failed.as_ref()) {
         line(4, &format!("problem: not checked: {why}"));
+    }
+    for part in &level.disk.parts {
+        let indent = match part.role {
+            Role::Own => 4,
+            Role::Parent(n) => n.saturating_mul(2).saturating_add(2),
+        };
+        let what = if part.role == Role::Own { "file" } else { "over" };
+        line(indent, &format!("{what} {}, {}, {}", part.name, part.kind, bytes(part.device.len())));
+    }
+    for (s, alone) in kept(level) {
+        let made = made(s).map(|made| format!(" of {made}")).unwrap_or_default();
+        let alone = alone.map(|n| format!(", {} its own", text::size(n))).unwrap_or_default();
+        let memory = if s.memory > 0 { format!(", memory {}", text::size(s.memory)) } else { String::new() };
+        line(4, &format!("snapshot {} \"{}\"{made}, {}{alone}{memory}", s.id, s.name, bytes(s.len)));
     }
     match level.table.kind {
         "none" => line(2, "no partition table"),

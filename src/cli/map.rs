@@ -59,6 +59,7 @@ impl Map {
                 .number("len", piece.len)
                 .word("what", piece.end.word())
                 .value("at", &piece.at)
+                .some("file", piece.file.as_deref())
                 .end();
             s.out.row()?;
         }
@@ -129,6 +130,10 @@ fn table(s: &mut Session<'_>, all: &Levels) -> Result<u8, End> {
         }
         if piece.end != Ends::Stored {
             text::right(out, WIDTH, |out| out.extend_from_slice(piece.end.word().as_bytes()));
+        }
+        if let Some(file) = &piece.file {
+            out.extend_from_slice(b"  ");
+            out.extend_from_slice(text::clean(file).as_bytes());
         }
         out.push(b'\n');
         s.out.row()?;

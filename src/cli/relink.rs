@@ -44,6 +44,11 @@ pub struct Relink {
     /// Let go with the image what ADDR does not name: other volumes, other folders, unallocated space
     #[arg(long)]
     discard_rest: bool,
+    /// Remove the image's parents and backing files with it
+    ///
+    /// Without it they stay, and what lies in them is copied. Nothing else on the host may need them.
+    #[arg(long)]
+    remove_chain: bool,
     /// Let go with the image what can't be read or decoded
     #[arg(long)]
     discard_unreadable: bool,
@@ -84,6 +89,7 @@ impl Relink {
             zero_slack: self.slack.map(|slack| matches!(slack, Slack::Zero)),
             discard_rest: self.discard_rest,
             discard_unreadable: self.discard_unreadable,
+            remove_chain: self.remove_chain,
             decode_first: self.commit,
         };
         let prepared = plan::prepare(s, &self.address, &options)?;

@@ -33,7 +33,7 @@ impl Undo {
         let outcome = {
             let _guard = signals::finish_first(&self.journal);
             let steps = Steps::new();
-            relink::undo(&self.journal, self.host.as_deref(), &|step, at, of| steps.at(step, at, of))?
+            relink::undo(&self.journal, self.host.as_deref(), &s.options(), &|step, at, of| steps.at(step, at, of))?
         };
         recover::say(s, "unimage/undo/1", self.json, &outcome)
     }

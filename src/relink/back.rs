@@ -30,28 +30,33 @@ pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> R
     Ok(outcome(txn::recover(&mut journal, &volume, &step(progress))?))
 }
 
-/// Takes a finished relink back. `host` is where the host is now, if not where it was.
+/// Takes a finished relink back. `host` is where the host is now, if not where it was; `options` are those that the
+/// image is opened with once more.
 ///
 /// # Errors
 /// [`Error::Refused`] where the host is another, is in use, or was changed since.
-pub fn undo(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> Result<Outcome> {
+pub fn undo(journal: &Path, host: Option<&Path>, options: &OpenOptions, progress: Progress<'_>) -> Result<Outcome> {
     let mut journal = Journal::open(medium::open_journal(journal)?)?;
     if matches!(journal.state(), State::TakenBack | State::Undone) && is_as_it_says(&journal, host)? {
         return Ok(Outcome::AlreadyTakenBack);
     }
     let volume = open_host(journal.about(), host)?;
-    undo_on(&mut journal, &volume, progress)
+    undo_on(&mut journal, &volume, options, progress)
 }
 
 /// The same on a journal and a volume that are open already, without asking who else has them.
 ///
 /// # Errors
 /// As [`undo`].
-pub fn undo_on(journal: &mut Journal, volume: &HostVolume, progress: Progress<'_>) -> Result<Outcome> {
+pub fn undo_on(
+    journal: &mut Journal,
+    volume: &HostVolume,
+    options: &OpenOptions,
+    progress: Progress<'_>,
+) -> Result<Outcome> {
     let image = journal.about().image.clone();
     let digest = |before: Arc<dyn ReadAt<Volume>>| {
-        let options = OpenOptions::default();
-        let level = Guest::probe(0, before, options.read).open_image(&escape(&image), options)?;
+        let level = Guest::probe(0, before, options.read).open_image(&escape(&image), options.clone())?;
         digest::of_image(&level)
     };
     Ok(outcome(txn::undo(journal, volume, &digest, &step(progress))?))

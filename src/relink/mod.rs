@@ -31,6 +31,8 @@ pub struct Options {
     pub discard_rest: bool,
     /// `--discard-unreadable`: what can't be read or decoded may go with the image.
     pub discard_unreadable: bool,
+    /// `--remove-chain`: the parents of the image go with it.
+    pub remove_chain: bool,
     /// Whether what is to be copied is decoded once to see that it can be, before anything is written: for `--commit`.
     pub decode_first: bool,
 }
@@ -56,6 +58,10 @@ pub struct Prepared {
     pub host: (&'static str, String),
     /// Path of the image on the host, from its root, `/` between names.
     pub image: Vec<u8>,
+    /// Paths of the other files that are removed with it.
+    pub removed: Vec<Vec<u8>>,
+    /// Names of the files of its chain that stay.
+    pub stay: Vec<String>,
     /// What goes with the image and is written nowhere.
     pub lost: Vec<Lost>,
     /// Why [`commit`](Self::commit) would be refused, one sentence each; empty where it would not.

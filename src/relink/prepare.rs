@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::container::Role;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
 use crate::fs::host::{HostFile, HostImage, Job};
@@ -47,10 +48,24 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     if host_tree.stream_name(within.stream).is_some() {
         return Err(Error::Unsupported("the image is a named stream of a file: only a file can be relinked".into()));
     }
-    let image = HostImage::of(HostFile { entry, object: within.object, map: within.map.clone() });
     let image_path = host_tree.path(entry);
-
     let mut rest = Rest::new(options);
+    let mut image = HostImage::of(HostFile { entry, object: within.object, map: within.map.clone() });
+    let mut stay = Vec::new();
+    for (i, part) in level.disk.parts.iter().enumerate() {
+        let goes = part.role == Role::Own || options.remove_chain;
+        match level.beside.get(i).and_then(Option::as_ref) {
+            Some(beside) if goes && !image.has(beside.object) => {
+                let entry = entry_of(&host_tree, beside.object, None)
+                    .filter(|_| host_tree.stream_name(beside.stream).is_none())
+                    .ok_or_else(|| Error::Unsupported(format!("{}: only a file can be removed", part.name)))?;
+                image.others.push(HostFile { entry, object: beside.object, map: beside.map.clone() });
+            }
+            Some(beside) if image.has(beside.object) => {}
+            _ => stay.push(part.name.clone()),
+        }
+    }
+    rest.snapshots(&level.disk);
     let mut guests = Vec::new();
     let mut systems: Vec<Arc<dyn FileSystem>> = Vec::new();
     let mut wholes = Vec::new();
@@ -123,6 +138,13 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         },
     }
     let volume_at = volume_at.unwrap_or_default();
+    // An undo opens the image again, the same snapshot of it.
+    let snapshot = level.disk.snapshot.and_then(|n| level.disk.snapshots.get(n));
+    let named = match snapshot {
+        Some(snapshot) => [image_path.as_slice(), b"@", snapshot.id.as_bytes()].concat(),
+        None => image_path.clone(),
+    };
+    let removed = image.others.iter().map(|file| host_tree.path(file.entry)).collect();
     let about = txn::About {
         host: std::path::absolute(&ground).map_err(|e| Error::io(format!("finding {}", ground.display()), e))?,
         volume_at,
@@ -130,7 +152,7 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         kind: facts.kind.into(),
         serial: facts.serial,
         address: stack.address.to_string(),
-        image: image_path.clone(),
+        image: named,
         digest: digest::of_image(level)?,
     };
     Ok(Prepared {
@@ -138,6 +160,8 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         guests,
         host: (facts.kind, name_of(above, host_slot).to_owned()),
         image: image_path,
+        removed,
+        stay,
         lost,
         refusals,
         job: JobParts { host: Arc::clone(fs), volume, tree: host_tree, image, guests: systems, ground, about },

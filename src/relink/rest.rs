@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::container::Disk;
 use crate::error::Result;
 use crate::extent::{Offset, ReadAt, Space, What};
 use crate::fs::{EntryId, Form, Kind, ObjectId, StreamId, Tree};
@@ -46,6 +47,18 @@ impl<'o> Rest<'o> {
             self.refusals.push(format!("{}{what}; --discard-unreadable lets it go with the image", prefix(volume)));
         }
         self.lose(volume, what, bytes);
+    }
+
+    /// Other states of the disk that the image keeps.
+    pub fn snapshots(&mut self, disk: &Disk) {
+        let others = disk.snapshots.iter().enumerate().filter(|(n, _)| disk.snapshot != Some(*n));
+        let names: Vec<String> = others.map(|(_, s)| format!("{} ({})", s.id, s.name)).collect();
+        if !names.is_empty() {
+            self.rest("", format!("{} snapshots that the image keeps: {}", names.len(), names.join(", ")), None);
+        }
+        if disk.snapshot.is_some() {
+            self.rest("", "the state of today, of which the address names an older snapshot".into(), None);
+        }
     }
 
     /// A volume of the image of which nothing is written.

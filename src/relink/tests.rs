@@ -246,8 +246,8 @@ fn committed_and_taken_back() {
     assert!(again.to_string().contains("changed while"), "{again}");
     assert_eq!(again.exit_code(), 4);
     assert_eq!(recover(&journal, None, &quiet).unwrap(), Outcome::AlreadyFinished);
-    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::TakenBack);
-    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::AlreadyTakenBack);
+    assert_eq!(undo(&journal, None, &OpenOptions::default(), &quiet).unwrap(), Outcome::TakenBack);
+    assert_eq!(undo(&journal, None, &OpenOptions::default(), &quiet).unwrap(), Outcome::AlreadyTakenBack);
     let after = host.prepare("//vm/disk.img", &options);
     assert_eq!(written(&after), written(&prepared));
     let fat_and_root = 600 * 512;
@@ -271,23 +271,23 @@ fn a_host_in_quarantine_is_never_said_to_be_finished() {
     assert_eq!(recover(&journal, None, &quiet).unwrap(), Outcome::AlreadyFinished);
     assert_eq!(recover(&journal, Some(&copy), &quiet).unwrap(), Outcome::Finished);
     assert!(fs::read(&copy).unwrap() == done);
-    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::TakenBack);
+    assert_eq!(undo(&journal, None, &OpenOptions::default(), &quiet).unwrap(), Outcome::TakenBack);
     fs::write(&copy, &shut).unwrap();
-    let error = undo(&journal, Some(&copy), &quiet).err().unwrap();
+    let error = undo(&journal, Some(&copy), &OpenOptions::default(), &quiet).err().unwrap();
     assert!(error.to_string().contains("recover") && error.exit_code() == 4, "{error}");
     assert!(fs::read(&copy).unwrap() == shut, "nothing was written");
     assert_eq!(recover(&journal, Some(&copy), &quiet).unwrap(), Outcome::TakenBack);
     assert!(fs::read(&copy).unwrap()[..600 * 512] == fs::read(&host.path).unwrap()[..600 * 512]);
     // Another copy of the host than the one that was taken back.
     fs::write(&copy, &done).unwrap();
-    for verb in [recover, undo] {
-        let error = verb(&journal, Some(&copy), &quiet).err().unwrap();
+    let again = [recover(&journal, Some(&copy), &quiet), undo(&journal, Some(&copy), &OpenOptions::default(), &quiet)];
+    for error in again.map(|outcome| outcome.err().unwrap()) {
         assert!(error.to_string().contains("another copy of that host") && error.exit_code() == 4, "{error}");
     }
     assert!(fs::read(&copy).unwrap() == done, "nothing was written");
-    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::AlreadyTakenBack);
+    assert_eq!(undo(&journal, None, &OpenOptions::default(), &quiet).unwrap(), Outcome::AlreadyTakenBack);
     fs::remove_file(&host.path).unwrap();
-    assert_eq!(undo(&journal, None, &quiet).unwrap(), Outcome::AlreadyTakenBack);
+    assert_eq!(undo(&journal, None, &OpenOptions::default(), &quiet).unwrap(), Outcome::AlreadyTakenBack);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The way of bytes down through every level of a nest of images: file, volume, image, the file that the image is, the
 //! volume that this file lies in, and so on to the ground.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::container::Part;
 use crate::error::{Error, Result};
 use crate::extent::{Encoding, Extent, LayerId, Map, Offset, Place, Space, What};
 use crate::stack::{Stack, Target};
@@ -57,6 +61,9 @@ pub struct Piece {
     pub at: Vec<u64>,
     /// How it ends.
     pub end: End,
+    /// The file of the last image on its way that it is stored in, where that is not the one that was named: a backing file,
+    /// an extent.
+    pub file: Option<Arc<str>>,
     below: Option<LayerId>,
 }
 
@@ -72,23 +79,24 @@ pub struct Levels {
 impl Levels {
     fn start<S: Space, B: Space>(extents: impl IntoIterator<Item = Extent<S, B>>) -> Self {
         let pieces = extents.into_iter().map(|e| {
-            let piece = Piece { start: e.start.get(), len: e.len, at: Vec::new(), end: End::Stored, below: None };
+            let piece =
+                Piece { start: e.start.get(), len: e.len, at: Vec::new(), end: End::Stored, file: None, below: None };
             piece.lowered(e.what)
         });
         Self { columns: Vec::new(), pieces: pieces.collect() }
     }
-    /// One step down: every stored piece is cut up by the map of the layer that it is stored in.
-    fn descend<S: Space, B: Space>(&mut self, layer: LayerId, map: &Map<S, B>) -> Result<()> {
+    /// One step down: every stored piece is cut up by the map of the layer that it is stored in, of those that `find` knows.
+    fn descend<'m, S: Space, B: Space>(&mut self, find: impl Fn(LayerId) -> Option<&'m Map<S, B>>) -> Result<()> {
         let mut out = Vec::with_capacity(self.pieces.len());
         for piece in std::mem::take(&mut self.pieces) {
             let Some(at) = piece.at.last().copied().filter(|_| piece.end == End::Stored) else {
                 out.push(piece);
                 continue;
             };
-            if piece.below != Some(layer) {
+            let Some(map) = piece.below.and_then(&find) else {
                 out.push(Piece { end: End::Elsewhere, ..piece });
                 continue;
-            }
+            };
             let end = at.saturating_add(piece.len);
             if end > map.len() {
                 return Err(Error::corrupt(
@@ -103,12 +111,21 @@ impl Levels {
                 if let Some(last) = places.last_mut() {
                     *last = e.start.get();
                 }
-                let part = Piece { start, len: e.len, at: places, end: End::Stored, below: None };
+                let part =
+                    Piece { start, len: e.len, at: places, end: End::Stored, file: piece.file.clone(), below: None };
                 out.push(part.lowered(e.what));
             }
         }
         self.pieces = out;
         Ok(())
+    }
+    /// Notes in which of an image's further files pieces are stored.
+    fn name_files(&mut self, parts: &[Part]) {
+        let names: HashMap<LayerId, Arc<str>> =
+            parts.iter().map(|part| (part.device.id(), Arc::from(part.name.as_str()))).collect();
+        for piece in self.pieces.iter_mut().filter(|piece| piece.end == End::Stored) {
+            piece.file = piece.below.and_then(|id| names.get(&id).cloned());
+        }
     }
     fn column(&mut self, level: usize, space: &'static str, name: impl Into<String>) {
         self.columns.push(Column { level, space, name: name.into() });
@@ -176,14 +193,20 @@ pub fn trace(stack: &Stack, names: &[String]) -> Result<Levels> {
         if let Some(v) = volume {
             let slot = level.table.slots.get(v).ok_or_else(nowhere)?;
             all.column(depth, "volume", slot.name.as_str());
-            all.descend(slot.layer.id(), &slot.layer.map()?)?;
+            let map = slot.layer.map()?;
+            all.descend(|id| (id == slot.layer.id()).then_some(&map))?;
         }
         all.column(depth, "image", level.disk.kind);
-        all.descend(level.disk.image.id(), &level.disk.image.map()?)?;
+        let map = level.disk.image.map()?;
+        all.descend(|id| (id == level.disk.image.id()).then_some(&map))?;
+        all.name_files(&level.disk.parts);
         all.column(depth, "device", names.get(depth).cloned().unwrap_or_default());
         let Some(within) = &level.within else { break };
-        // The device is the file's stream, byte for byte.
-        all.descend(level.device.id(), &within.map)?;
+        // A device is its file's stream, byte for byte.
+        let mut maps = HashMap::from([(level.device.id(), &within.map)]);
+        let beside = level.disk.parts.iter().zip(&level.beside);
+        maps.extend(beside.filter_map(|(part, within)| Some((part.device.id(), &within.as_ref()?.map))));
+        all.descend(|id| maps.get(&id).copied())?;
         volume = Some(within.volume);
     }
     Ok(all)
@@ -206,10 +229,10 @@ mod tests {
         below.push(196, What::Encoded(Encoding::ContainerCompressed));
         below.push_stored(100, LayerId::fresh(), 0);
         let mut all = Levels::start(file.extents().iter().copied());
-        all.descend(volume, &below).unwrap();
+        all.descend(|id| (id == volume).then_some(&below)).unwrap();
         let mut disk = Map::<Image>::new();
         disk.push_stored(1104, LayerId::fresh(), 0);
-        all.descend(image, &disk).unwrap();
+        all.descend(|id| (id == image).then_some(&disk)).unwrap();
         let got: Vec<_> = all.pieces.iter().map(|p| (p.start, p.len, p.at.clone(), p.end.word())).collect();
         assert_eq!(
             got,

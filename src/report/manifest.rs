@@ -38,6 +38,8 @@ pub fn place(row: &mut Row<'_>, prepared: &Prepared) {
     row.word("host", prepared.host.0)
         .value("volume", &prepared.host.1)
         .path("image", "image_raw", &prepared.image)
+        .value("removed", &prepared.removed.iter().map(|p| path::escape(p)).collect::<Vec<_>>())
+        .value("stays", &prepared.stay)
         .path("into", "into_raw", &into)
         .word("slack", if prepared.plan.zero_slack { "zero" } else { "keep" });
 }
@@ -171,6 +173,12 @@ pub fn summary(out: &mut Vec<u8>, prepared: &Prepared) {
     let (kind, volume) = &prepared.host;
     let on = if volume.is_empty() { (*kind).to_owned() } else { format!("{kind}, volume {volume}") };
     line("image", &format!("{} (host: {on})", path::escape(&prepared.image)));
+    for file in &prepared.removed {
+        line("with it", &path::escape(file));
+    }
+    for file in &prepared.stay {
+        line("stays", &text::clean(file));
+    }
     line("into", &format!("/{}", path::escape(&prepared.plan.tree.into.join(&b'/'))));
     let tally = |t: &Tally| format!("{}, {}", text::counted(t.files, "file", "files"), text::size(t.bytes));
     line("link", &tally(&totals.linked));

@@ -69,7 +69,8 @@ impl Scene {
         self.prepared.commit_on(&self.volume(machine)?, machine.journal(), &quiet).map(drop)
     }
     fn undo(&self, machine: &Machine) -> Result<()> {
-        relink::undo_on(&mut Journal::open(machine.journal())?, &self.volume(machine)?, &quiet).map(drop)
+        let volume = self.volume(machine)?;
+        relink::undo_on(&mut Journal::open(machine.journal())?, &volume, &OpenOptions::default(), &quiet).map(drop)
     }
     fn recover(machine: &Machine) -> Result<Recovered> {
         let mut journal = Journal::open(machine.journal())?;

@@ -27,6 +27,9 @@ fn disks(dir: &Path) -> Vec<PathBuf> {
         ("stream.vmdk", "vmdk", "subformat=streamOptimized"),
         ("flat.vmdk", "vmdk", "subformat=monolithicFlat"),
         ("d.vhdx", "vhdx", "block_size=1M"),
+        ("d.qcow2", "qcow2", ""),
+        ("old.qcow2", "qcow2", "compat=0.10,cluster_size=4096"),
+        ("parts.qcow2", "qcow2", "extended_l2=on,cluster_size=16k"),
     ] {
         qemu::convert(&raw, format, options, &dir.join(name));
         all.push(dir.join(name));
