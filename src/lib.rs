@@ -23,6 +23,7 @@
 pub mod bytes;
 pub mod cli;
 pub mod container;
+pub mod diff;
 pub mod error;
 pub mod extent;
 pub mod fs;

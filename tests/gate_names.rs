@@ -247,7 +247,8 @@ fn huge_sizes() {
     };
     let be = |bytes: &mut [u8], at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     let l1 = |bytes: &[u8]| u64::from_be_bytes(bytes[40..48].try_into().unwrap()) as usize;
-    let cases: [(&str, &dyn Fn(&mut Vec<u8>)); 8] = [
+    type Change<'c> = &'c dyn Fn(&mut Vec<u8>);
+    let cases: [(&str, Change<'_>); 8] = [
         ("size", &|b| be(b, 24, u64::MAX)),
         ("size2", &|b| be(b, 24, 1 << 62)),
         ("l1 entries", &|b| b[36..40].fill(0xff)),

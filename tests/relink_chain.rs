@@ -312,6 +312,62 @@ fn ext4_on_fat32() {
     there_and_back("ext4", "fat32");
 }
 
+/// Two states of an image differ in the files that were written in between, and little is read to find them.
+#[test]
+fn states_compared() {
+    for kind in ["ntfs", "ext4"] {
+        let guest = Guest::new(kind);
+        let top = guest.dir.path().join(CHAIN[2]).to_str().unwrap().to_owned();
+        let before = format!("{top}@before the third");
+        let out = unimage(["diff", "--json", &before, &top]).exits(1);
+        let lines: Vec<serde_json::Value> = out.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let of = |change: &str| -> Vec<&str> {
+            let rows = lines.iter().filter(|l| l["type"] == "entry" && l["change"] == change && l["kind"] == "file");
+            rows.map(|l| l["path"].as_str().unwrap()).collect()
+        };
+        assert_eq!(of("changed"), ["first/file 5"], "{}", out.stdout);
+        let added = of("added");
+        assert!(added.len() == 30 && added.iter().all(|p| p.starts_with("third/")), "{}", out.stdout);
+        assert_eq!(of("removed"), [""; 0]);
+        let read = lines.last().unwrap()["read"].as_u64().unwrap();
+        assert!(read < 2 << 20, "{read} bytes were read");
+        // The other way round, and nothing between a state and itself.
+        let back = unimage(["diff", &top, &before]).exits(1);
+        assert_eq!(back.stdout.lines().filter(|l| l.starts_with("removed") && l.contains("third/file")).count(), 30);
+        assert_eq!(unimage(["diff", &before, &before]).exits(0).stdout, "");
+        // Against a copy elsewhere, everything is read, and the same is found.
+        let raw = guest.dir.path().join("copy.raw");
+        ok(
+            "qemu-img",
+            [
+                "convert",
+                "-l",
+                "snapshot.name=before the third",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                &top,
+                raw.to_str().unwrap(),
+            ],
+        );
+        let far = unimage(["diff", raw.to_str().unwrap(), &top]).exits(1);
+        let near = unimage(["diff", &before, &top]).exits(1);
+        assert_eq!(far.stdout, near.stdout);
+        // A path in every state.
+        let file = format!("{top}//third/file 4");
+        let all = unimage(["ls", "--all-snapshots", "-l", &file]).exits(0).stdout;
+        assert!(all.contains("\"before the third\"") && all.contains("(not there)") && all.contains("today:"), "{all}");
+        // And what info says of it.
+        let info = unimage(["info", "--json", &top]).exits(0).stdout;
+        let image: serde_json::Value = serde_json::from_str(info.lines().nth(1).unwrap()).unwrap();
+        let files: Vec<_> = image["files"].as_array().unwrap().iter().map(|f| f["depth"].as_u64().unwrap()).collect();
+        assert_eq!(files, [1, 2]);
+        assert_eq!(image["snapshots"][0]["name"], "before the third");
+        assert!(image["snapshots"][0]["made"].as_str().unwrap().starts_with("20"));
+    }
+}
+
 /// The file with the guest's data goes with the image, from whatever folder below.
 #[test]
 fn a_data_file_goes_with_its_image() {

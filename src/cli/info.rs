@@ -172,7 +172,8 @@ fn kept(level: &Level) -> Vec<(&Snapshot, Option<u64>)> {
     level.disk.snapshots.iter().enumerate().map(|(n, s)| (s, alone.get(n).copied())).collect()
 }
 
-fn made(snapshot: &Snapshot) -> Option<String> {
+/// When a snapshot was made.
+pub(super) fn made(snapshot: &Snapshot) -> Option<String> {
     let (secs, nanos) = snapshot.made?;
     let mut text = Vec::new();
     time::rfc3339(&mut text, Timestamp { secs, nanos, unit: TimeUnit::Nano });

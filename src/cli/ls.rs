@@ -10,7 +10,7 @@ use crate::fs::{Kind, ObjectId, Tree};
 use crate::report::json::Row;
 use crate::report::listing::{self, Scope, Visit};
 use crate::report::{bodyfile, path, text};
-use crate::stack::{Guest, Level, Stack, Target};
+use crate::stack::{self, Address, Guest, Level, Stack, Target};
 
 /// List the files of a directory, or the volumes of a disk
 ///
@@ -34,6 +34,9 @@ pub struct Ls {
     /// List the file system's own files ($MFT, ...) too
     #[arg(long)]
     all: bool,
+    /// Show it in every snapshot of the image, and as it is today
+    #[arg(long, conflicts_with_all = ["bodyfile", "recursive"])]
+    all_snapshots: bool,
     /// Print JSON lines, with all times and attributes
     #[arg(long, conflicts_with = "bodyfile")]
     json: bool,
@@ -69,6 +72,9 @@ struct Block {
 
 impl Ls {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        if self.all_snapshots {
+            return self.all_snapshots(s);
+        }
         let stack = s.open(&self.address)?;
         if self.json {
             s.header("unimage/ls/1");
@@ -80,6 +86,56 @@ impl Ls {
                 .number("entries", count.entries)
                 .number("streams", count.streams)
                 .number("bytes", count.bytes)
+                .number("problems", count.problems)
+                .end();
+        }
+        Ok(if count.problems == 0 { 0 } else { PARTLY })
+    }
+
+    /// What the address names, in every snapshot of the last image, and last as it is today.
+    fn all_snapshots(&self, s: &mut Session<'_>) -> Result<u8, End> {
+        let address = s.address(&self.address)?;
+        if address.snapshot.is_some() {
+            return Err(Error::Usage("--all-snapshots takes an address without a snapshot".into()).into());
+        }
+        // The image is there today, whatever is in it.
+        let level = address.hops.len().saturating_sub(1);
+        let hops = match level {
+            0 => Vec::new(),
+            _ => address.hops.iter().take(level).cloned().chain([String::new()]).collect(),
+        };
+        let image = stack::open(&Address { hops, ..address.clone() }, s.options())?;
+        let snapshots = image.last()?.disk.snapshots.clone();
+        if self.json {
+            s.header("unimage/ls/1");
+        }
+        let mut count = Count::default();
+        for snapshot in snapshots.iter().map(Some).chain([None]) {
+            let of = address.at_snapshot(level, snapshot.map(|s| s.id.as_str()));
+            let out = s.out.buffer();
+            if self.json {
+                let mut row = Row::new(out, "snapshot");
+                row.some("id", snapshot.map(|s| &s.id)).some("name", snapshot.map(|s| &s.name));
+                row.some("made", snapshot.and_then(super::info::made)).end();
+            } else {
+                let made = snapshot.and_then(super::info::made).unwrap_or_default();
+                let title = snapshot.map_or("today".to_owned(), |s| format!("{} \"{}\" {made}", s.id, s.name));
+                out.extend_from_slice(text::clean(&title).as_bytes());
+                out.extend_from_slice(b":\n");
+            }
+            let listed =
+                stack::open(&of, s.options()).map_err(End::from).and_then(|stack| self.list(s, &stack, &mut count));
+            match listed {
+                Err(End::Error(Error::NotFound(_))) if self.json => {}
+                Err(End::Error(Error::NotFound(_))) => s.out.buffer().extend_from_slice(b"(not there)\n"),
+                Err(End::Error(error)) => self.problem(s, &error.to_string(), &mut count)?,
+                other => other?,
+            }
+            s.out.row()?;
+        }
+        if self.json {
+            Row::new(s.out.buffer(), "summary")
+                .number("entries", count.entries)
                 .number("problems", count.problems)
                 .end();
         }

@@ -16,6 +16,7 @@ use crate::source::SourceOptions;
 use crate::stack::{self, Address, OpenOptions, Stack, Target};
 
 mod cat;
+mod diff;
 mod info;
 mod ls;
 mod map;
@@ -50,7 +51,7 @@ struct Cli {
 }
 
 const ADDRESS_HELP: &str = "\
-An ADDR is SOURCE[//PATH[//PATH...]]: a file or block device, then a path inside it. The path begins with the volume
+An ADDR is SOURCE[@SNAPSHOT][//PATH[//PATH...]]: a file or block device, then a path inside it. The path begins with the volume
 (p1, p2, ... by partition number) where the disk has a partition table. Another // opens the file named so far as an
 image in its turn. PATH:STREAM names an alternate data stream.
 
@@ -96,6 +97,7 @@ enum Verb {
     Info(info::Info),
     Ls(ls::Ls),
     Cat(cat::Cat),
+    Diff(diff::Diff),
     Map(map::Map),
     Plan(plan::Plan),
     Relink(relink::Relink),
@@ -208,6 +210,7 @@ fn session(args: &[OsString], out: &mut Output) -> u8 {
                 Verb::Info(verb) => verb.run(&mut session),
                 Verb::Ls(verb) => verb.run(&mut session),
                 Verb::Cat(verb) => verb.run(&mut session),
+                Verb::Diff(verb) => verb.run(&mut session),
                 Verb::Map(verb) => verb.run(&mut session),
                 Verb::Plan(verb) => verb.run(&mut session),
                 Verb::Relink(verb) => verb.run(&mut session),

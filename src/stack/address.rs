@@ -103,6 +103,24 @@ fn typed(raw: &[u8]) -> String {
     std::str::from_utf8(raw).map_or_else(|_| escape(raw).into_owned(), str::to_owned)
 }
 
+impl Address {
+    /// The same in a snapshot of the image at a level: 0 is the source, 1 the file that the first path leads to.
+    #[must_use]
+    pub fn at_snapshot(&self, level: usize, snapshot: Option<&str>) -> Self {
+        let mut out = self.clone();
+        match level.checked_sub(1).and_then(|hop| out.hops.get_mut(hop)) {
+            Some(hop) => {
+                if let Some(snapshot) = snapshot {
+                    hop.push('@');
+                    hop.push_str(snapshot);
+                }
+            }
+            None => out.snapshot = snapshot.map(str::to_owned),
+        }
+        out
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&escape(self.source.as_os_str().as_bytes()))?;
