@@ -15,6 +15,7 @@ pub mod flat;
 pub mod gate;
 mod guid;
 mod known;
+mod machine;
 mod paths;
 mod qcow2;
 mod raw;
@@ -88,6 +89,8 @@ pub struct Disk {
     pub facts: Vec<(&'static str, String)>,
     /// Hashes of the whole disk that the image has stored.
     pub hashes: Vec<StoredHash>,
+    /// Why no host may be changed by what was named: it leads to a disk, and is none.
+    pub only_read: Option<String>,
 }
 
 /// A hash of the whole disk that an image has stored.
@@ -109,7 +112,7 @@ impl Disk {
     fn new(kind: &'static str, image: Arc<dyn Layer<Image>>, tables: Vec<Arc<dyn Table>>) -> Self {
         let (remarks, parts, snapshots) = (Vec::new(), Vec::new(), Vec::new());
         let (facts, hashes) = (Vec::new(), Vec::new());
-        Self { kind, image, tables, remarks, parts, snapshots, snapshot: None, facts, hashes }
+        Self { kind, image, tables, remarks, parts, snapshots, snapshot: None, facts, hashes, only_read: None }
     }
     /// A disk that is a map of its files, without parents.
     ///
@@ -174,6 +177,8 @@ pub enum Format {
     Kind(&'static str),
     /// Nothing: it is probed, and must not be raw.
     Unsaid,
+    /// Nothing, and whatever it is will do: a disk that a person or a machine's description named.
+    Any,
 }
 
 /// How a container is opened.
@@ -187,6 +192,8 @@ pub struct OpenWith<'a> {
     pub snapshot: Option<&'a str>,
     /// The files that led here: its children.
     above: Option<&'a Above<'a>>,
+    /// Files that a description of a machine lists.
+    media: Option<&'a machine::Media<'a>>,
 }
 
 /// The children of an image, the nearest first.
@@ -207,14 +214,18 @@ impl OpenWith<'static> {
 impl<'a> OpenWith<'a> {
     /// The container that an address names.
     pub fn new(gate: &'a dyn Gate, allow: &'a Allow, snapshot: Option<&'a str>) -> Self {
-        Self { gate, allow, snapshot, above: None }
+        Self { gate, allow, snapshot, above: None, media: None }
     }
     /// Opens a file that belongs to the image itself: an extent, a data file.
     ///
     /// # Errors
     /// As [`Gate::open`]; [`Error::Refused`] for the image itself and its children.
     pub fn part(&self, wanted: &Wanted<'_>) -> Result<Opened> {
-        let opened = self.gate.open(wanted)?;
+        self.part_by(self.gate, wanted)
+    }
+    /// The same, through another gate.
+    fn part_by(&self, gate: &dyn Gate, wanted: &Wanted<'_>) -> Result<Opened> {
+        let opened = gate.open(wanted)?;
         let identity = opened.gate.identity();
         let children = std::iter::successors(self.above, |a| a.next).map(|a| &a.identity);
         if identity != Identity::None && children.chain([&self.gate.identity()]).any(|i| *i == identity) {
@@ -231,13 +242,25 @@ impl<'a> OpenWith<'a> {
     /// As [`part`](Self::part), whatever opening its container meets, and [`Error::Refused`] where it is not of the format
     /// that it should be.
     pub fn parent(&self, wanted: &Wanted<'_>, format: Format) -> Result<Parent> {
+        self.parent_by(self.gate, wanted, format)
+    }
+    /// The same, through another gate.
+    fn parent_by(&self, gate: &dyn Gate, wanted: &Wanted<'_>, format: Format) -> Result<Parent> {
+        self.below(gate, wanted, format, None)
+    }
+    /// Opens the disk that a description leads to, as it opens a parent, with the snapshot that is wanted.
+    fn disk(&self, wanted: &Wanted<'_>, format: Format) -> Result<(Opened, Disk)> {
+        let format = if format == Format::Unsaid { Format::Any } else { format };
+        self.below(self.gate, wanted, format, self.snapshot).map(|p| (p.opened, p.disk))
+    }
+    fn below(&self, gate: &dyn Gate, wanted: &Wanted<'_>, format: Format, snapshot: Option<&str>) -> Result<Parent> {
         let depth = self.above.map_or(1, |a| a.depth.saturating_add(1));
         if depth >= MAX_CHAIN {
             return Err(Error::Refused(format!("a chain of more than {MAX_CHAIN} images")));
         }
-        let opened = self.part(wanted)?;
+        let opened = self.part_by(gate, wanted)?;
         let above = Above { identity: self.gate.identity(), depth, next: self.above };
-        let with = OpenWith { gate: &*opened.gate, allow: self.allow, snapshot: None, above: Some(&above) };
+        let with = OpenWith { gate: &*opened.gate, snapshot, above: Some(&above), ..*self };
         let device = Arc::clone(&opened.device);
         let what = wanted.what;
         let disk = match format {
@@ -294,6 +317,9 @@ impl<'a> OpenWith<'a> {
 /// A container that is recognised but damaged or not supported; [`Error::NotFound`] for a snapshot that it does not have;
 /// what the gate refuses or does not find.
 pub fn probe(device: Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Disk> {
+    if let Some(disk) = machine(&device, with)? {
+        return Ok(disk);
+    }
     let disk = recognise(device, with)?;
     match (with.snapshot, disk.snapshot) {
         (Some(wanted), None) => Err(no_snapshot(wanted, disk.kind, disk.snapshots.iter())),
@@ -308,6 +334,19 @@ fn no_snapshot<'s>(wanted: &str, kind: &str, there: impl Iterator<Item = &'s Sna
         [] => format!("no snapshot {wanted}: this {kind} image has none"),
         _ => format!("no snapshot {wanted}: the image has {}", there.join(", ")),
     })
+}
+
+/// The disk of the machine that a file describes.
+fn machine(device: &Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Result<Option<Disk>> {
+    // A description leads to disks, and no disk to a description.
+    if with.above.is_some() {
+        return Ok(None);
+    }
+    let have = usize::try_from(device.len()).map_or(known::HEAD, |n| n.min(known::HEAD));
+    match device.read_vec(Offset::new(0), have) {
+        Ok(head) if machine::recognised(&head) => machine::open(device, &head, with),
+        _ => Ok(None),
+    }
 }
 
 type Recognised = fn(&[u8]) -> bool;

@@ -45,6 +45,9 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     let host_tree = host_guest.tree()?;
     let entry = entry_of(&host_tree, within.object, None)
         .ok_or_else(|| Error::NotFound("the image has no name on its host".into()))?;
+    if let Some(why) = &level.disk.only_read {
+        return Err(Error::Refused(why.clone()));
+    }
     if host_tree.stream_name(within.stream).is_some() {
         return Err(Error::Unsupported("the image is a named stream of a file: only a file can be relinked".into()));
     }

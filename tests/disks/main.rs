@@ -5,6 +5,7 @@
 mod common;
 mod damage;
 mod folder;
+mod machine;
 #[expect(dead_code, reason = "a part of it is used here")]
 #[path = "../common/memory.rs"]
 mod memory;

@@ -94,23 +94,26 @@ pub(super) fn open(device: &Arc<dyn ReadAt<Device>>, with: &OpenWith<'_>) -> Res
     Ok(disk)
 }
 
-/// The parent: that file beside the child which has the identity. Its name is nowhere in the child.
+/// The parent: that file beside the child, or among those that the machine's description lists, which has the identity. Its name
+/// is nowhere in the child.
 fn parent(header: &Header, with: &OpenWith<'_>, remarks: &mut Vec<String>) -> Result<Parent> {
     let own = with.gate.own();
     let mut names = with.gate.siblings()?;
-    let disk = |name: &Vec<u8>| name.to_ascii_lowercase().ends_with(b".vdi");
-    names.retain(|name| name != own && disk(name));
+    names.retain(|name| name != own && name.to_ascii_lowercase().ends_with(b".vdi"));
     names.sort_unstable();
-    for name in names.iter().take(MAX_SIBLINGS) {
+    names.truncate(MAX_SIBLINGS);
+    let beside = names.iter().map(|name| (with.gate, name));
+    let listed = with.media.iter().flat_map(|media| media.files.iter().map(|name| (media.gate, name)));
+    for (gate, name) in beside.chain(listed) {
         let wanted = Wanted { name, what: "parent", moved: false };
         // A file that can't be opened or is no VDI is not the one that is sought.
-        let Ok(opened) = with.part(&wanted) else { continue };
+        let Ok(opened) = with.part_by(gate, &wanted) else { continue };
         let head = opened.device.read_vec(Offset::new(0), layout::HEADER).ok();
         let Some(Ok(found)) = head.map(|h| Header::decode(&h)) else { continue };
         if found.id != header.parent {
             continue;
         }
-        let parent = with.parent(&wanted, Format::Kind("vdi"))?;
+        let parent = with.parent_by(gate, &wanted, Format::Kind("vdi"))?;
         if found.change != header.parent_change && !header.parent_change.is_nil() {
             let why = format!("the parent {} was changed after its child was made from it", parent.opened.name);
             remarks.push(with.other(why)?);
