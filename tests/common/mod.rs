@@ -13,6 +13,7 @@ pub mod mutate;
 pub mod noise;
 pub mod run;
 pub mod seen;
+pub mod vhdx;
 
 pub use fsck::{fsck_exfat, fsck_fat};
 pub use hash::sha256;

@@ -10,10 +10,10 @@ use unimage::container::{OpenWith, probe};
 use unimage::extent::{Offset, What};
 
 use crate::common::mutate::{busy, mutate};
+use crate::common::vhdx::{Block, child};
 use crate::common::{Noise, UNIMAGE, long, scratch};
 use crate::folder::Folder;
 use crate::memory::bytes;
-use crate::vhdx::Block;
 use crate::{qemu, vdi, vhd, vhdx, vmdk};
 
 /// A disk of every kind in a folder; those without a parent first.
@@ -48,7 +48,7 @@ fn disks(dir: &Path) -> Vec<PathBuf> {
     all.push(d.join("c.vdi"));
     let d = sub("vhdx");
     qemu::convert(&raw, "vhdx", "", &d.join("base.vhdx"));
-    vhdx::child(&d.join("base.vhdx"), &d.join("c.vhdx"), 1, 3 << 20, &[Block::Partly(3, 9), Block::Full(8)], 0x66);
+    child(&d.join("base.vhdx"), &d.join("c.vhdx"), 1, 3 << 20, &[Block::Partly(3, 9), Block::Full(8)], 0x66);
     all.push(d.join("c.vhdx"));
     let d = sub("open");
     vhdx::dirty(&d.join("d.vhdx"));
