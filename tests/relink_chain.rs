@@ -2,6 +2,8 @@
 //! checkers and drivers, against what foreign drivers showed of the guest before.
 
 mod common;
+#[path = "chain_support/disks.rs"]
+mod disks;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

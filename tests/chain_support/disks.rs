@@ -131,10 +131,14 @@ fn every_other_format() {
         println!("{options} on {}: {seen:?}", hosts[n % 3]);
         match *options {
             "subformat=streamOptimized" => {
-                assert!(counts(&all, "link", "") <= 20 && counts(&all, "copy", "container-compressed") >= 30, "{seen:?}");
+                assert!(
+                    counts(&all, "link", "") <= 20 && counts(&all, "copy", "container-compressed") >= 30,
+                    "{seen:?}"
+                );
             }
-            // A block of a VHD has its bitmap of one sector in front: only every eighth begins on a cluster of 4 KiB.
-            "subformat=dynamic,force_size=on" => assert!(counts(&all, "copy", "misaligned") >= 10, "{seen:?}"),
+            // A block of a VHD has its bitmap of one sector in front: only every eighth begins on a cluster of 4 KiB. And qemu
+            // puts the blocks of a small VDI right behind the map (VirtualBox' begin at 1 MiB).
+            "subformat=dynamic,force_size=on" | "static=off" => assert!(counts(&all, "copy", "misaligned") >= 10, "{seen:?}"),
             _ => assert!(counts(&all, "link", "") >= 30, "{seen:?}"),
         }
         host.holds(&all, &files, names);
@@ -153,7 +157,8 @@ fn a_machine_on_a_host() {
     let host = Host::new("fat32", made.path(), &["base.vmdk", "top.vmdk", "win.vmx"]);
     let refused = host.relink("win.vmx", &["--commit"]).exits(4);
     assert!(refused.stderr.contains("top.vmdk"), "{}", refused.stderr);
-    for address in [format!("{}//vm/win.vmx//", host.file.display()), made.path().join("win.vmx").display().to_string()] {
+    for address in [format!("{}//vm/win.vmx//", host.file.display()), made.path().join("win.vmx").display().to_string()]
+    {
         let listed = crate::unimage(["ls", "-R", &address]).exits(0);
         let all: Vec<&str> = listed.stdout.lines().collect();
         assert!(files.keys().all(|path| all.contains(&path.as_str())), "{}", listed.stdout);
