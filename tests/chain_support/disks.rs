@@ -138,7 +138,9 @@ fn every_other_format() {
             }
             // A block of a VHD has its bitmap of one sector in front: only every eighth begins on a cluster of 4 KiB. And qemu
             // puts the blocks of a small VDI right behind the map (VirtualBox' begin at 1 MiB).
-            "subformat=dynamic,force_size=on" | "static=off" => assert!(counts(&all, "copy", "misaligned") >= 10, "{seen:?}"),
+            "subformat=dynamic,force_size=on" | "static=off" => {
+                assert!(counts(&all, "copy", "misaligned") >= 10, "{seen:?}")
+            }
             _ => assert!(counts(&all, "link", "") >= 30, "{seen:?}"),
         }
         host.holds(&all, &files, names);
