@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build -q
-for pair in fat12:fat fat16:fat ntfs:ntfs ext4:ext gpt:volume mbr:volume gpt:container host-fat12:relink host-ntfs:relink; do
+for pair in fat12:fat fat16:fat exfat:exfat ntfs:ntfs ext4:ext gpt:volume mbr:volume gpt:container host-fat12:relink host-exfat:relink host-ntfs:relink; do
     mkdir -p "fuzz/corpus/${pair#*:}"
     zstd -qdf "fixtures/${pair%:*}.img.zst" -o "fuzz/corpus/${pair#*:}/${pair%:*}"
 done

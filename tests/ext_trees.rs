@@ -93,7 +93,11 @@ struct Wanted<'c> {
 
 impl<'c> Wanted<'c> {
     fn new(case: &'c Case, into: &[&str], seed: u64) -> Self {
-        let tree = NewTree { into: into.iter().map(|n| n.as_bytes().to_vec()).collect(), entries: vec![] };
+        let tree = NewTree {
+            into: into.iter().map(|n| n.as_bytes().to_vec()).collect(),
+            entries: vec![],
+            ..Default::default()
+        };
         let mut r = Random(seed * 2 + 1);
         let mut free = case.units.clone();
         for i in (1..free.len()).rev() {

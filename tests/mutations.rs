@@ -16,15 +16,17 @@ use common::{Noise, long, ok, scratch, unimage};
 type Target = fn(&[u8]);
 
 /// A fixture, and what is tried with its mutations.
-const FIXTURES: [(&str, &[Target]); 9] = [
+const FIXTURES: [(&str, &[Target]); 11] = [
     ("fat12", &[targets::fat, targets::relink]),
     ("fat16", &[targets::fat]),
     ("fat32", &[targets::fat]),
+    ("exfat", &[targets::exfat]),
     ("ntfs", &[targets::ntfs]),
     ("ext4", &[targets::ext]),
     ("gpt", &[targets::volume, targets::container]),
     ("mbr", &[targets::volume, targets::container]),
     ("host-fat12", &[targets::relink]),
+    ("host-exfat", &[targets::relink]),
     ("host-ntfs", &[targets::relink]),
 ];
 
@@ -117,10 +119,11 @@ fn the_fixtures_hold_what_their_scripts_say() {
     let dir = scratch();
     let image = dir.path().join("image");
     let address = image.to_str().unwrap();
-    let cases: [(&str, &[&str], &str); 5] = [
+    let cases: [(&str, &[&str], &str); 6] = [
         ("fat12", &["-f", "fat12"], ""),
         ("fat16", &["-f", "fat16"], ""),
         ("fat32", &["-f", "fat32"], ""),
+        ("exfat", &["-f", "exfat"], ""),
         ("ntfs", &["-f", "ntfs"], ""),
         ("mbr", &["-f", "fat12", "-o", "300"], "//p6"),
     ];

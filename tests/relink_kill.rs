@@ -2,199 +2,82 @@
 //! `recover` the host is exactly as before (outside of units that were free) or exactly as after.
 
 mod common;
+#[path = "common/kill.rs"]
+mod kill;
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::guest::copy_sparse;
-use common::host::{Host, Place, Shape, rows, strace};
-use common::{Out, Seens, UNIMAGE, guest, scratch};
+use common::host::{Host, Place, Shape, rows};
+use common::{Seens, UNIMAGE, guest, scratch};
+use kill::{Bed, Scene, kill_everywhere, kill_recoveries};
 
-/// System calls that change a file or say something.
-const CALLS: &str = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,ftruncate,fallocate,sync_file_range";
-
-/// The host, its guest, and what it is after an undisturbed relink.
-struct Scene {
-    host: Host,
-    guest: Seens,
-    after: PathBuf,
-    after_tree: Seens,
-    journal: PathBuf,
-}
-
-impl Scene {
-    fn new(shape: Shape, make: impl FnOnce(&Path) -> Seens) -> Self {
-        let dir = scratch();
-        let image = dir.path().join("guest");
-        let guest = make(&image);
-        let host = Host::new(shape, &image);
-        let done = host.relink(&["--commit", "--json"]).exits(0);
-        host.relinked(&rows(&done.stdout), &guest);
-        let after = host.dir.path().join("after.img");
-        copy_sparse(&host.file, &after);
-        let journal = host.dir.path().join("journal.done");
-        fs::copy(host.journal(), &journal).unwrap();
-        let after_tree = host.tree().0;
-        host.reset();
-        Self { host, guest, after, after_tree, journal }
+impl Bed for Host {
+    fn file(&self) -> &Path {
+        &self.file
     }
-    fn small() -> Self {
-        let shape = Shape { width: 12, cluster_sectors: 2, len: 3 << 20, place: Place::Gpt, fragments: 6 };
-        Self::new(shape, |image| guest::tiny_ntfs(image, 2 << 20, 1024))
+    fn journal(&self) -> PathBuf {
+        Host::journal(self)
     }
-    /// The host as it is when the relink is done.
-    fn to_after(&self) {
-        copy_sparse(&self.after, &self.host.file);
-        fs::copy(&self.journal, self.host.journal()).unwrap();
+    fn image(&self) -> String {
+        Host::image(self)
     }
-    fn arguments(&self, verb: &str) -> Vec<String> {
-        let journal = self.host.journal().display().to_string();
-        match verb {
-            "relink" => {
-                let image = self.host.image();
-                ["relink", &image, "--into", "/out", "--journal", &journal, "--commit"].map(str::to_owned).to_vec()
-            }
-            verb => vec![verb.to_owned(), journal],
-        }
+    fn tree(&self) -> Seens {
+        Host::tree(self).0
     }
-    /// The verb under `strace` with an injection; also what was logged.
-    fn traced(&self, verb: &str, inject: Option<&str>) -> (Out, String) {
-        let log = self.host.dir.path().join("strace.log");
-        let trace = format!("trace={CALLS}");
-        let mut options = vec!["-e", &trace, "-y"];
-        options.extend(inject.iter().flat_map(|i| ["-e", *i]));
-        let out = strace(&options, &log, UNIMAGE, &self.arguments(verb));
-        assert!(!out.stderr.contains("panicked"), "{out}");
-        (out, fs::read_to_string(&log).unwrap())
+    fn fsck(&self) -> Vec<String> {
+        Host::fsck(self)
     }
-    /// How often each call is made, by thread: `strace` counts so.
-    fn calls(&self, verb: &str) -> Vec<(String, u64)> {
-        let (out, log) = self.traced(verb, None);
-        assert_eq!(out.code, 0, "{out}");
-        let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
-        for line in log.lines() {
-            let Some((pid, call)) = line.split_once(' ') else { continue };
-            let name: String =
-                call.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            if CALLS.split(',').any(|c| c == name) {
-                *counts.entry((name, pid.to_owned())).or_default() += 1;
-            }
-        }
-        // Of each call as often as the busiest thread makes it.
-        let mut most: BTreeMap<String, u64> = BTreeMap::new();
-        for ((name, _), n) in counts {
-            let m = most.entry(name).or_default();
-            *m = (*m).max(n);
-        }
-        most.into_iter().collect()
+    fn changed(&self) -> Option<u64> {
+        Host::changed(self)
     }
-    /// Before or after; anything else stops the test.
-    #[track_caller]
-    fn settled(&self, when: &str) -> &'static str {
-        if self.host.changed().is_none() {
-            assert_eq!(self.host.fsck(), Vec::<String>::new(), "{when}");
-            return "before";
-        }
-        assert_eq!(self.host.fsck(), Vec::<String>::new(), "{when}");
-        common::same_tree(&self.after_tree, &self.host.tree().0, &format!("{when}: neither before nor after"));
-        assert_eq!(self.host.fat.table(&self.host.file, 0), self.host.fat.table(&self.after, 0), "{when}");
-        "after"
+    fn untouched(&self) -> bool {
+        Host::untouched(self)
     }
-    /// Recovers after a crash or failure; gives where the host then is. Where the journal was never begun the host must be untouched.
-    #[track_caller]
-    fn recover(&self, when: &str) -> &'static str {
-        if !self.host.journal().exists() {
-            assert!(self.host.untouched(), "{when}: no journal, and the host was touched");
-            return "before";
-        }
-        let out = self.host.journal_verb("recover");
-        if out.code != 0 {
-            // A journal whose header did not become whole: nothing was written, and the words say so.
-            assert_eq!(out.code, 3, "{when}: {out}");
-            assert!(self.host.untouched(), "{when}: {out}");
-            return "before";
-        }
-        let place = self.settled(when);
-        let said = if place == "before" { ["Taken back", "as before"] } else { ["Finished", "complete already"] };
-        assert!(said.iter().any(|s| out.stdout.contains(s)), "{when}: the host is {place}: {out}");
-        let again = self.host.journal_verb("recover");
-        assert_eq!(again.code, 0, "{when}: recover again: {again}");
-        assert!(again.stdout.contains("nothing was written"), "{when}: {again}");
-        place
+    fn reset(&self) {
+        Host::reset(self);
+    }
+    fn tables(&self, file: &Path) -> Vec<u8> {
+        self.fat.table(file, 0).into_iter().flat_map(u32::to_le_bytes).collect()
     }
 }
 
-/// Kills `verb` at each of its calls, from the state that `start` makes.
-fn kill_everywhere(scene: &Scene, verb: &str, start: &dyn Fn(&Scene)) -> BTreeMap<&'static str, u64> {
-    start(scene);
-    let calls = scene.calls(verb);
-    assert!(calls.iter().map(|c| c.1).sum::<u64>() > 2, "{verb}: {calls:?}");
-    let mut ends = BTreeMap::new();
-    for (call, count) in &calls {
-        for n in 1..=*count {
-            let when = format!("{verb} killed at {call} number {n}");
-            start(scene);
-            let (out, _) = scene.traced(verb, Some(&format!("inject={call}:signal=SIGKILL:when={n}")));
-            assert!(out.code >= 128 || out.code == 0, "{when}: {out}");
-            *ends.entry(scene.recover(&when)).or_default() += 1;
-        }
-    }
-    ends
+fn scene(shape: Shape, make: impl FnOnce(&Path) -> Seens) -> Scene<Host> {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    let guest = make(&image);
+    assert!(!guest.is_empty());
+    let host = Host::new(shape, &image);
+    let done = host.relink(&["--commit", "--json"]).exits(0);
+    host.relinked(&rows(&done.stdout), &guest);
+    Scene::of(host)
+}
+
+fn small() -> Scene<Host> {
+    let shape = Shape { width: 12, cluster_sectors: 2, len: 3 << 20, place: Place::Gpt, fragments: 6 };
+    scene(shape, |image| guest::tiny_ntfs(image, 2 << 20, 1024))
 }
 
 #[test]
 fn killed_at_every_call_of_a_commit() {
-    let scene = Scene::small();
+    let scene = small();
     let ends = kill_everywhere(&scene, "relink", &|s| s.host.reset());
     assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
 }
 
 #[test]
 fn killed_at_every_call_of_an_undo() {
-    let scene = Scene::small();
+    let scene = small();
     let ends = kill_everywhere(&scene, "undo", &Scene::to_after);
     assert!(ends.contains_key("before"), "{ends:?}");
 }
 
 #[test]
 fn killed_at_every_call_of_a_recovery() {
-    let scene = Scene::small();
-    // Commits that stopped somewhere between the first and the last write, of which the recoveries have most to do.
-    scene.host.reset();
-    let writes = scene.calls("relink").into_iter().find(|c| c.0 == "pwrite64").unwrap().1;
-    let (stopped, mut states) = (scene.host.dir.path().join("stopped"), Vec::new());
-    for n in 2..=writes {
-        scene.host.reset();
-        scene.traced("relink", Some(&format!("inject=pwrite64:signal=SIGKILL:when={n}")));
-        copy_sparse(&scene.host.file, &stopped);
-        let journal = fs::read(scene.host.journal()).unwrap();
-        // Before the journal was begun there is nothing to recover.
-        if scene.recover(&format!("stopped at write {n}")) == "before" && scene.host.untouched() {
-            continue;
-        }
-        copy_sparse(&stopped, &scene.host.file);
-        fs::write(scene.host.journal(), &journal).unwrap();
-        let calls: u64 = scene.calls("recover").iter().map(|c| c.1).sum();
-        states.push((calls, n, journal));
-    }
-    states.sort_unstable_by(|a, b| b.cmp(a));
-    let mut ends = BTreeMap::new();
-    for (_, n, journal) in states.into_iter().take(if common::long() { 100 } else { 3 }) {
-        scene.host.reset();
-        scene.traced("relink", Some(&format!("inject=pwrite64:signal=SIGKILL:when={n}")));
-        copy_sparse(&scene.host.file, &stopped);
-        let again = kill_everywhere(&scene, "recover", &|s| {
-            copy_sparse(&stopped, &s.host.file);
-            fs::write(s.host.journal(), &journal).unwrap();
-        });
-        ends.extend(again);
-    }
-    assert!(ends.contains_key("after"), "{ends:?}");
+    kill_recoveries(&small(), if common::long() { 100 } else { 3 });
 }
 
 /// Each call fails once with each error; the exit code is never 0 for a host or journal that failed, and `recover` brings it to an end.
-fn fail_everywhere(scene: &Scene, verb: &str, start: &dyn Fn(&Scene)) {
+fn fail_everywhere(scene: &Scene<Host>, verb: &str, start: &dyn Fn(&Scene<Host>)) {
     start(scene);
     let calls = scene.calls(verb);
     for (call, count) in &calls {
@@ -235,13 +118,13 @@ fn fail_everywhere(scene: &Scene, verb: &str, start: &dyn Fn(&Scene)) {
 
 #[test]
 fn every_call_of_a_commit_fails_once() {
-    let scene = Scene::small();
+    let scene = small();
     fail_everywhere(&scene, "relink", &|s| s.host.reset());
 }
 
 #[test]
 fn every_call_of_an_undo_fails_once() {
-    let scene = Scene::small();
+    let scene = small();
     fail_everywhere(&scene, "undo", &Scene::to_after);
 }
 
@@ -249,15 +132,14 @@ fn every_call_of_an_undo_fails_once() {
 fn killed_on_a_fat32_host() {
     // The longer form of a commit: free counts, a backup boot sector.
     let shape = Shape { width: 32, cluster_sectors: 1, len: 36 << 20, place: Place::Bare, fragments: 4 };
-    let scene = Scene::new(shape, |image| guest::fat(image, 2 << 20, 12, 2));
-    assert!(!scene.guest.is_empty());
+    let scene = scene(shape, |image| guest::fat(image, 2 << 20, 12, 2));
     let ends = kill_everywhere(&scene, "relink", &|s| s.host.reset());
     assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
 }
 
 #[test]
 fn a_closed_or_full_terminal_does_not_change_what_is_committed() {
-    let scene = Scene::small();
+    let scene = small();
     for redirect in [">&-", ">/dev/full", "2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full", "| true"] {
         scene.host.reset();
         let line = scene.arguments("relink").iter().map(|a| format!("'{a}'")).collect::<Vec<_>>().join(" ");

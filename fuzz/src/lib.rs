@@ -69,6 +69,12 @@ pub fn fat(data: &[u8]) {
     walk(unimage::fs::fat::open(layer(data), ReadOptions::default()));
 }
 
+/// Any bytes as a volume of exFAT, by its first sector or by the backup.
+pub fn exfat(data: &[u8]) {
+    walk(unimage::fs::exfat::open(layer(data), ReadOptions::default()));
+    walk(unimage::fs::exfat::open_by_backup(layer(data), ReadOptions::default()));
+}
+
 /// Any bytes as a volume of NTFS.
 pub fn ntfs(data: &[u8]) {
     walk(unimage::fs::ntfs::open(layer(data), ReadOptions::default()));

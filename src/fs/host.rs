@@ -1,6 +1,7 @@
 //! What a file system has to provide to be a host: the trait that the plan and the relink see, and the plain tree of
 //! new entries that they hand to it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -216,6 +217,27 @@ pub struct NewTree {
     pub into: Vec<HostName>,
     /// The new entries. A parent stands before its children.
     pub entries: Vec<NewEntry>,
+    /// Of each entry that is copied, the byte of the host volume at which its bytes begin, where they are stored there; by the
+    /// entry's position. What is not in it begins nowhere.
+    pub sources: BTreeMap<usize, u64>,
+}
+
+impl NewTree {
+    /// Positions of the entries that are copied, in the order of their bytes on the host volume: with units given out in this
+    /// order, the copies are one pass over the image and one over what was free. What is not stored comes last.
+    pub fn copies(&self) -> Vec<usize> {
+        let copied = |entry: &NewEntry| match &entry.kind {
+            NewKind::File { size, content } | NewKind::Stream { size, content, .. } => {
+                *size > 0 && matches!(content, Content::Copied)
+            }
+            _ => false,
+        };
+        let all = self.entries.iter().enumerate().filter(|(_, entry)| copied(entry));
+        let mut all: Vec<(u64, usize)> =
+            all.map(|(i, _)| (self.sources.get(&i).copied().unwrap_or(u64::MAX), i)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, i)| i).collect()
+    }
 }
 
 /// What a relink would need.
@@ -281,4 +303,37 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// [`crate::error::Error::Corrupt`] with what is not so: a defect of this program, and nothing was written.
     fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_in_the_order_of_the_disk() {
+        let entry = |size, content| NewEntry {
+            parent: None,
+            name: b"name".to_vec(),
+            kind: NewKind::File { size, content },
+            times: Times::default(),
+            attributes: 0,
+            posix: None,
+            xattrs: Vec::new(),
+            origin: None,
+        };
+        let contents = [
+            (5, Content::Copied),
+            (9, Content::Linked(vec![])),
+            (7, Content::Copied),
+            (0, Content::Copied),
+            (1, Content::Copied),
+            (2, Content::Copied),
+        ];
+        let tree = NewTree {
+            into: Vec::new(),
+            entries: contents.into_iter().map(|(size, content)| entry(size, content)).collect(),
+            sources: [(0, 900), (2, 4096), (5, 12)].into(),
+        };
+        assert_eq!(tree.copies(), [5, 0, 2, 4]);
+    }
 }

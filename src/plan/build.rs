@@ -42,8 +42,9 @@ pub fn build(
     }
     let mut drafts = drafts.drafts;
     details::add(guests, rules, &mut drafts);
-    let (rows, entries) = tree::assemble(guests, host, &there, drafts);
-    let mut plan = Plan { rows, tree: NewTree { into: into.to_vec(), entries }, zero_slack, totals: Totals::default() };
+    let (rows, entries, sources) = tree::assemble(guests, host, &there, drafts);
+    let mut plan =
+        Plan { rows, tree: NewTree { into: into.to_vec(), entries, sources }, zero_slack, totals: Totals::default() };
     let job = Job { tree: &plan.tree, image, zero_slack };
     let space = Space { unit: rules.unit, free_units: host.free_units(), estimate: host.estimate(&job) };
     plan.totals = Totals::of(guests, &plan, space);
@@ -230,13 +231,15 @@ impl<'a> Drafts<'a> {
                 Err(Reason::TooLarge)
             }
             Err(reason) if verdict::verdict(reason) == Verdict::Copy => {
-                return self.push(
-                    volume,
-                    entry,
-                    Some(stream),
-                    Some(reason),
-                    Ok(Shape::File(info.size, Content::Copied)),
-                );
+                let stored = self.resolved.extents().iter().find_map(|e| match e.what {
+                    What::Stored(place) if Some(place.layer) == self.host => Some(place.offset.get()),
+                    _ => None,
+                });
+                self.push(volume, entry, Some(stream), Some(reason), Ok(Shape::File(info.size, Content::Copied)));
+                if let Some(draft) = self.drafts.last_mut() {
+                    draft.source = stored;
+                }
+                return;
             }
             other => other,
         };
@@ -266,7 +269,7 @@ impl<'a> Drafts<'a> {
             Err(_) => Verdict::Skip,
         };
         let row = Row { volume, entry, stream, verdict, reason, written: None, renamed: false };
-        self.drafts.push(Draft { row, shape, security: None });
+        self.drafts.push(Draft { row, shape, security: None, source: None });
     }
 }
 

@@ -1,7 +1,7 @@
 //! The second and third pass: names directory by directory, and the new tree.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
@@ -26,18 +26,20 @@ pub struct Draft {
     pub shape: Result<Shape, Reason>,
     /// The security descriptor of the object, where the host has such.
     pub security: Option<Arc<[u8]>>,
+    /// Of what is copied, where its bytes begin on the host volume, where they are stored there.
+    pub source: Option<u64>,
 }
 
 /// The directory that a new entry is in: that of a guest's object, a volume's uppermost one, or none for `--into`.
 type Dir = Option<(usize, Option<ObjectId>)>;
 
-/// Gives every draft its name, and the rows and new entries.
+/// Gives every draft its name; the rows, the new entries, and where those that are copied lie.
 pub fn assemble(
     guests: &[GuestVolume],
     host: &dyn Host,
     there: &[HostName],
     drafts: Vec<Draft>,
-) -> (Vec<Row>, Vec<NewEntry>) {
+) -> (Vec<Row>, Vec<NewEntry>, BTreeMap<usize, u64>) {
     let (rules, xattrs) = (host.rules().names, host.rules().xattrs);
     let mut entries = Vec::with_capacity(drafts.len().saturating_add(guests.len()));
     let mut top = Namer::new(host, there);
@@ -53,6 +55,7 @@ pub fn assemble(
     let mut rows: Vec<Row> = Vec::with_capacity(drafts.len());
     let mut dirs: HashMap<(usize, ObjectId), usize> = HashMap::new();
     let mut file = LastFile::default();
+    let mut sources = BTreeMap::new();
     for (mut draft, mut name) in drafts.into_iter().zip(names) {
         let stream = guests.get(draft.row.volume).zip(draft.row.stream).and_then(|(g, s)| g.tree.stream_name(s));
         let of = stream.and_then(|stream| file.takes(host, &draft.row, stream));
@@ -96,11 +99,14 @@ pub fn assemble(
                 entry.xattrs = guest.tree.xattrs(object).to_vec();
                 entry.xattrs.extend(draft.security.map(|d| (SECURITY.to_vec(), d.to_vec())));
             }
+            if let Some(source) = draft.source {
+                sources.insert(entries.len(), source);
+            }
             entries.push(entry);
         }
         rows.push(draft.row);
     }
-    (rows, entries)
+    (rows, entries, sources)
 }
 
 /// The file that was written last: streams with names come right behind theirs.

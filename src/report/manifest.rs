@@ -310,7 +310,8 @@ mod tests {
             xattrs: Vec::new(),
             origin: None,
         };
-        let plan = Plan { tree: NewTree { into: Vec::new(), entries: vec![entry] }, ..Plan::default() };
+        let plan =
+            Plan { tree: NewTree { into: Vec::new(), entries: vec![entry], ..Default::default() }, ..Plan::default() };
         let row = crate::plan::Row {
             reason: Some(Reason::Resident),
             written: Some(0),

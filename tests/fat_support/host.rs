@@ -139,7 +139,11 @@ pub struct Wanted<'c> {
 
 impl<'c> Wanted<'c> {
     pub fn new(case: &'c HostCase, into: &[&str], seed: u64) -> Self {
-        let tree = NewTree { into: into.iter().map(|n| n.as_bytes().to_vec()).collect(), entries: vec![] };
+        let tree = NewTree {
+            into: into.iter().map(|n| n.as_bytes().to_vec()).collect(),
+            entries: vec![],
+            ..Default::default()
+        };
         let mut free = case.clusters.clone();
         let mut random = seed | 1;
         // In random order: chains of any fragments.

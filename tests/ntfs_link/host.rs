@@ -184,7 +184,11 @@ pub struct Wanted<'c> {
 
 impl<'c> Wanted<'c> {
     pub fn new(case: &'c HostCase, into: &[&str], seed: u64) -> Self {
-        let tree = NewTree { into: into.iter().map(|n| n.as_bytes().to_vec()).collect(), entries: vec![] };
+        let tree = NewTree {
+            into: into.iter().map(|n| n.as_bytes().to_vec()).collect(),
+            entries: vec![],
+            ..Default::default()
+        };
         let free = case.clusters.clone();
         let mut all = Self {
             case,

@@ -61,6 +61,7 @@ pub(super) fn audit(old: &ExFat, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, 
     audit.free_before()?;
     let added = audit.entries()?;
     audit.older(&added)?;
+    audit.unchanged()?;
     audit.directories(&added)?;
     slack(job, staging, audit.new.boot.cluster_bytes())
 }
@@ -271,6 +272,37 @@ impl Audit<'_> {
             Some(e) => Err(wrong(0, "older entry", format!("no {}", printable(&new.path(e))))),
             None => Ok(()),
         }
+    }
+    /// In directories that were there before, every entry in use is as it was to the bit, but for those of the image, and for what
+    /// says where a directory is that has grown.
+    fn unchanged(&self) -> Result<()> {
+        let mut gone: HashSet<(usize, usize)> = HashSet::new();
+        for file in self.job.image.files() {
+            let (dir, set) = self.old.image_set(self.before, file)?;
+            gone.extend((set.at..set.at.saturating_add(set.entries)).map(|at| (dir, at)));
+        }
+        for (i, dir) in self.before.dirs.iter().enumerate() {
+            let (before, now) = (self.old.entries_of(dir)?, self.new.entries_of(dir)?);
+            if before == now {
+                continue;
+            }
+            // The root, which is its own parent here, has no entry set.
+            let below = self.before.dirs.iter().filter(|d| d.parent == i && d.object != dir.object);
+            let grown: HashSet<usize> = below.map(|d| d.set_at).collect();
+            let used = dirent::list(&before).used;
+            let both = before.as_chunks::<ENTRY>().0.iter().zip(now.as_chunks::<ENTRY>().0).take(used).enumerate();
+            for (at, (old, new)) in both {
+                let [kind, ..] = *old;
+                let of_image = gone.contains(&(i, at));
+                // A file entry has the checksum, the stream extension behind it the clusters.
+                let of_grown = grown.contains(&at) || at.checked_sub(1).is_some_and(|at| grown.contains(&at));
+                if old != new && kind & dirent::IN_USE != 0 && !of_image && !of_grown {
+                    let at = ExFat::entry_at(&dir.places, at);
+                    return Err(wrong(at, "directory entry", "what was there before"));
+                }
+            }
+        }
+        Ok(())
     }
     /// Names are unique in new directories and where entries were added; new directories end with zeros; old ones are as long as
     /// their clusters.

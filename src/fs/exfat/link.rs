@@ -178,7 +178,7 @@ impl Build<'_> {
         let unit = fs.boot.cluster_bytes().max(1);
         let empty = Alloc { flags: POSSIBLE, ..Alloc::default() };
         let mut files = vec![empty; job.tree.entries.len()];
-        for (position, (entry, alloc)) in job.tree.entries.iter().zip(&mut files).enumerate() {
+        for (entry, alloc) in job.tree.entries.iter().zip(&mut files) {
             let name = || String::from_utf8_lossy(&entry.name).into_owned();
             match &entry.kind {
                 NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
@@ -197,15 +197,17 @@ impl Build<'_> {
                     *alloc = self.claim_for(&runs, *size)?;
                     self.slack(job, &runs, *size);
                 }
-                NewKind::File { size, content: Content::Copied } if *size > 0 => {
-                    let count = fs.boot.clusters_for(*size);
-                    let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
-                    let to = fs.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
-                    self.staging.copies.push(Copy { entry: position, size: *size, to });
-                    *alloc = self.claim_for(&runs, *size)?;
-                }
                 _ => {}
             }
+        }
+        for at in job.tree.copies() {
+            let (Some(entry), Some(alloc)) = (job.tree.entries.get(at), files.get_mut(at)) else { continue };
+            let Some(size) = copied(entry) else { continue };
+            let runs = self.space.take(fs.boot.clusters_for(size));
+            let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
+            let to = fs.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+            self.staging.copies.push(Copy { entry: at, size, to });
+            *alloc = self.claim_for(&runs, size)?;
         }
         Ok(files)
     }

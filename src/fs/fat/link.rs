@@ -188,7 +188,7 @@ impl Build<'_> {
     fn files(&mut self, job: &Job<'_>) -> Result<Vec<u32>> {
         let unit = self.fat.boot.cluster_bytes().max(1);
         let mut firsts = Vec::with_capacity(job.tree.entries.len());
-        for (position, entry) in job.tree.entries.iter().enumerate() {
+        for entry in &job.tree.entries {
             let name = || String::from_utf8_lossy(&entry.name).into_owned();
             let runs = match &entry.kind {
                 NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
@@ -207,17 +207,20 @@ impl Build<'_> {
                     self.slack(job, &runs, *size);
                     runs
                 }
-                NewKind::File { size, content: Content::Copied } if *size > 0 => {
-                    let count = u32::try_from(size.div_ceil(unit)).unwrap_or(u32::MAX);
-                    let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
-                    let to = self.fat.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
-                    self.staging.copies.push(Copy { entry: position, size: *size, to });
-                    runs
-                }
                 _ => Vec::new(),
             };
             self.chain(&runs)?;
             firsts.push(runs.first().map_or(0, |(first, _)| *first));
+        }
+        for at in job.tree.copies() {
+            let (Some(entry), Some(first)) = (job.tree.entries.get(at), firsts.get_mut(at)) else { continue };
+            let Some(size) = copied(entry) else { continue };
+            let count = u32::try_from(size.div_ceil(unit)).unwrap_or(u32::MAX);
+            let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
+            let to = self.fat.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+            self.staging.copies.push(Copy { entry: at, size, to });
+            self.chain(&runs)?;
+            *first = runs.first().map_or(0, |(first, _)| *first);
         }
         Ok(firsts)
     }

@@ -1,0 +1,74 @@
+//! exFAT as host: a real process killed at every write of a commit, of a recovery and of an undo.
+
+mod common;
+mod exfat_support;
+#[path = "common/kill.rs"]
+mod kill;
+
+use std::path::{Path, PathBuf};
+
+use common::host::rows;
+use common::{Seens, guest, scratch, tree};
+use exfat_support::host::{Host, IMAGE, Shape};
+use kill::{Bed, Scene, kill_everywhere, kill_recoveries};
+
+impl Bed for Host {
+    fn file(&self) -> &Path {
+        &self.file
+    }
+    fn journal(&self) -> PathBuf {
+        Host::journal(self)
+    }
+    fn image(&self) -> String {
+        self.path(IMAGE)
+    }
+    fn tree(&self) -> Seens {
+        tree(&self.mount().dir)
+    }
+    fn fsck(&self) -> Vec<String> {
+        Host::fsck(self)
+    }
+    fn changed(&self) -> Option<u64> {
+        Host::changed(self)
+    }
+    fn untouched(&self) -> bool {
+        Host::untouched(self)
+    }
+    fn reset(&self) {
+        Host::reset(self);
+    }
+    fn tables(&self, file: &Path) -> Vec<u8> {
+        self.exfat.bitmap(file)
+    }
+}
+
+fn scene(unit: &'static str, fragments: u64, partition: bool) -> Scene<Host> {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    let files = guest::tiny_ntfs(&image, 2 << 20, 1024);
+    let host = Host::with(Shape { unit, len: 6 << 20, fragments, partition }, &image, &["-b", "64K"]);
+    let done = host.relink(&["--commit", "--json"]).exits(0);
+    host.relinked("out", &rows(&done.stdout), &files);
+    Scene::of(host)
+}
+
+#[test]
+fn killed_at_every_call_of_a_commit() {
+    for (unit, fragments, partition) in [("1K", 1, true), ("1K", 6, false), ("4K", 3, false)] {
+        let ends = kill_everywhere(&scene(unit, fragments, partition), "relink", &|s| s.host.reset());
+        assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_an_undo() {
+    for fragments in [1, 6] {
+        let ends = kill_everywhere(&scene("1K", fragments, false), "undo", &Scene::to_after);
+        assert!(ends.contains_key("before"), "{ends:?}");
+    }
+}
+
+#[test]
+fn killed_at_every_call_of_a_recovery() {
+    kill_recoveries(&scene("1K", 6, false), if common::long() { 100 } else { 3 });
+}
