@@ -92,6 +92,9 @@ impl Host {
                 scatter(&root.join("other/scattered"));
             }
             copy(guest, &root.join("vm/disk.img"), how.pieces);
+            if how.scattered {
+                fs::remove_file(root.join("other/scattered")).unwrap();
+            }
             fs::write(root.join("vm/after the image"), r.bytes(70_000)).unwrap();
             for n in 0..30 {
                 fs::write(root.join(format!("deep/er/{n}")), r.bytes(300 * n)).unwrap();
