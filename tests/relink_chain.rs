@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::host::{Row, rows};
-use common::{Loop, Mount, Noise, Out, Seens, fsck_fat, guest, ok, run, same_tree, scratch, tree, unimage};
+use common::host::{Row, rows, strace};
+use common::{Loop, Mount, Noise, Out, Seens, UNIMAGE, fsck_fat, guest, ok, run, same_tree, scratch, tree, unimage};
 
 const CHAIN: [&str; 3] = ["base.qcow2", "mid.qcow2", "top.qcow2"];
 
@@ -390,6 +390,50 @@ fn a_data_file_goes_with_its_image() {
         assert!(counts(&all, "link", "") >= 20, "{}", done.stdout);
         host.holds(&all, &files, &["disk.qcow2", "data.img"]);
         host.undone();
+    }
+}
+
+/// A relink of several files that is killed is as before or as after, once it was recovered.
+#[test]
+fn killed_while_two_files_are_removed() {
+    let made = scratch();
+    let raw = made.path().join("guest.raw");
+    let mut random = Noise::new(6);
+    guest::bare_ntfs(&raw, 24 << 20, 4096, |root| fill(root, &mut random, "files", 40));
+    let files = tree(&Mount::ntfs(&raw, 0, 0, "ro").dir);
+    let options = "data_file=data.img";
+    at(made.path(), "qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-o", options, "guest.raw", "disk.qcow2"]);
+    for kind in ["ext4", "ntfs"] {
+        let host = Host::new(kind, made.path(), &["disk.qcow2", "data.img"]);
+        let (log, kept) = (host.dir.path().join("trace"), host.dir.path().join("kept.img"));
+        guest::copy_sparse(&host.file, &kept);
+        let address = format!("{}//vm/disk.qcow2", host.file.display());
+        let list = ["relink", &address, "--into", "out", "--journal", &host.journal(), "--json", "--commit"];
+        let list: Vec<String> = list.iter().map(|s| (*s).to_owned()).collect();
+        let call = ["-e", "trace=pwrite64"];
+        let done = strace(&call, &log, UNIMAGE, &list).exits(0);
+        let all = rows(&done.stdout);
+        host.holds(&all, &files, &["disk.qcow2", "data.img"]);
+        let after = host.seen();
+        let calls = fs::read_to_string(&log).unwrap().lines().filter(|l| l.contains("pwrite64(")).count();
+        assert!(calls > 10, "{calls}");
+        let mut ends = [0, 0];
+        for when in (1..=calls).step_by(if common::long() { 1 } else { (calls / 12).max(1) }) {
+            guest::copy_sparse(&kept, &host.file);
+            let _ = fs::remove_file(host.journal());
+            let inject = format!("inject=pwrite64:signal=KILL:when={when}");
+            strace(&["-e", "trace=pwrite64", "-e", &inject], &log, UNIMAGE, &list);
+            if Path::new(&host.journal()).exists() {
+                let out = unimage(["recover", &host.journal()]);
+                // A journal whose header was not written yet says so; nothing was touched then.
+                assert!(matches!(out.code, 0 | 3), "killed at {when}: {out}");
+            }
+            assert_eq!(host.fsck(), Vec::<String>::new(), "{kind} killed at {when}");
+            let seen = host.seen();
+            let end = [&host.before, &after].iter().position(|s| **s == seen);
+            ends[end.unwrap_or_else(|| panic!("{kind} killed at {when}: neither before nor after"))] += 1;
+        }
+        assert!(ends[0] > 0 && ends[1] > 0, "{kind}: {ends:?}");
     }
 }
 
