@@ -384,8 +384,10 @@ pub fn open(address: &Address, options: OpenOptions) -> Result<Stack> {
 }
 
 fn open_source(address: &Address, options: OpenOptions) -> Result<Stack> {
-    let device = source::open(&address.source, options.source)?;
-    let folder = folder::Folder::of(&address.source, options.source, &options.allow);
+    let machine = if address.source.is_dir() { Some(folder::machine_in(&address.source)?) } else { None };
+    let source = machine.as_deref().unwrap_or(&address.source);
+    let device = source::open(source, options.source)?;
+    let folder = folder::Folder::of(source, options.source, &options.allow);
     let gate: &dyn Gate = folder.as_ref().map_or(&Closed, |folder| folder);
     let ground = Level::open(device, None, gate, address.snapshot.as_deref(), &options)?;
     let mut stack = Stack { address: address.clone(), levels: vec![ground], target: Target::Disk, snapshot: None };

@@ -71,6 +71,36 @@ impl Folder {
     }
 }
 
+/// The one file in a machine's folder that describes it, by its ending: `.vmx`, `.vbox`, `.ovf`, `.ova`, `.xml`.
+///
+/// # Errors
+/// [`Error::NotFound`] where there is none, or more than one.
+pub(super) fn machine_in(folder: &Path) -> Result<PathBuf> {
+    let failed = |e: io::Error| Error::io(format!("listing the folder {}", folder.display()), e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)?.take(MAX_NAMES) {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        let described = ["vmx", "vbox", "ovf", "ova", "xml"].contains(&ending.as_str());
+        if described && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [] => Err(Error::NotFound("a folder in which nothing describes a virtual machine: expected an image".into())),
+        [one] => Ok(one.clone()),
+        several => {
+            let names: Vec<_> = several.iter().filter_map(|p| p.file_name()).map(|n| escape(n.as_bytes())).collect();
+            Err(Error::NotFound(format!(
+                "a folder in which several files describe virtual machines: {}",
+                names.join(", ")
+            )))
+        }
+    }
+}
+
 /// Opens the file at `below` beneath a folder.
 fn beneath(
     root: &Arc<Root>,

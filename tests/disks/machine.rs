@@ -6,7 +6,7 @@ use std::path::Path;
 use unimage::container::{OpenWith, probe};
 use unimage::source::{self, SourceOptions};
 
-use crate::common::{Noise, ok, scratch};
+use crate::common::{Noise, ok, scratch, unimage};
 use crate::folder::{Folder, content, open};
 use crate::{qemu, vdi};
 
@@ -113,4 +113,23 @@ fn deep_xml() {
     assert!(open(&path).is_err());
     fs::write(&path, format!("<domain>{}{}</domain>", "<a>".repeat(1 << 18), "</a>".repeat(1 << 18))).unwrap();
     assert!(open(&path).is_err());
+}
+
+/// A machine's folder is the machine that the one description in it describes.
+#[test]
+fn a_folder() {
+    let dir = scratch();
+    let dir = dir.path();
+    let raw = qemu::raw(dir, 3 << 20, &mut Noise::new(83));
+    qemu::convert(&raw, "vmdk", "subformat=monolithicFlat", &dir.join("win.vmdk"));
+    fs::remove_file(raw).unwrap();
+    let none = unimage(["info", qemu::text(dir)]).exits(3);
+    assert!(none.stderr.contains("nothing describes"), "{none}");
+    let text = "config.version = \"8\"\nide0:0.fileName = \"win.vmdk\"\n";
+    fs::write(dir.join("win.vmx"), text).unwrap();
+    let out = unimage(["info", "--json", qemu::text(dir)]).exits(0);
+    assert!(out.stdout.contains("\"vmdk\"") && out.stdout.contains("ide0:0"), "{out}");
+    fs::write(dir.join("other.vmx"), text).unwrap();
+    let several = unimage(["info", qemu::text(dir)]).exits(3);
+    assert!(several.stderr.contains("other.vmx, win.vmx"), "{several}");
 }
