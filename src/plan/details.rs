@@ -42,7 +42,7 @@ pub fn buffer(tree: &Tree, object: ObjectId) -> Option<&[u8]> {
 /// it, and its own extents are holes.
 pub fn packed_elsewhere(tree: &Tree, stream: StreamId) -> bool {
     let info = tree.stream(stream);
-    info.form == Form::Compressed(0) && tree.stream_name(stream).is_none() && buffer(tree, info.object).is_some()
+    info.form == Form::Wof && tree.stream_name(stream).is_none() && buffer(tree, info.object).is_some()
 }
 
 /// Unreadable stretches as holes.

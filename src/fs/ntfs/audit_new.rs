@@ -101,7 +101,7 @@ impl Audit<'_> {
             return Err(self.not(entry, "a stream of the planned size, initialized as planned"));
         }
         // Of a file that is compressed as a whole the reader says that its holes are no zeros.
-        let elsewhere = info.form == Form::Compressed(0);
+        let elsewhere = info.form == Form::Wof;
         let holes = tree.extents(stream).iter().map(|e| match e.what {
             What::Encoded(Encoding::Unreadable) if elsewhere => Extent { what: What::Zero, ..*e },
             _ => *e,
