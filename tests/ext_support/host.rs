@@ -104,7 +104,10 @@ impl Host {
             drop(mount);
             kernel_rows(Mount::new(&image, "ro").path())
         };
-        sound(&image, "before");
+        // The kernel's own tree over the pieces of a scattered image can be wider than e2fsck would have it.
+        let said = complaints(&image);
+        let mut said = said.lines().filter(|l| !(how.scattered && l.ends_with("could be narrower.  Optimize? no")));
+        assert_eq!(said.next(), None, "e2fsck before");
         Self { _dir: dir, image, older }
     }
     /// Relinks it; the output.
