@@ -26,6 +26,7 @@ pub mod container;
 pub mod diff;
 pub mod error;
 pub mod extent;
+pub mod extract;
 pub mod fs;
 pub mod plan;
 pub mod relink;

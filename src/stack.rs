@@ -22,6 +22,7 @@ mod inside;
 mod lookup;
 
 pub use address::Address;
+pub(crate) use lookup::upper_case;
 
 /// Images in images that are opened.
 const MAX_LEVELS: usize = 16;

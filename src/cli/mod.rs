@@ -17,6 +17,7 @@ use crate::stack::{self, Address, OpenOptions, Stack, Target};
 
 mod cat;
 mod diff;
+mod extract;
 mod info;
 mod ls;
 mod map;
@@ -27,6 +28,7 @@ mod recover;
 mod relink;
 mod signals;
 mod undo;
+mod verify;
 
 use output::{Output, Stopped};
 use progress::Progress;
@@ -38,9 +40,9 @@ const REFUSED: u8 = 4;
 
 /// Turn a disk image back into the files that are in it, in place.
 ///
-/// unimage reads a disk image where it lies. It lists and prints what is in it, and it can relink it: on an unmounted
-/// host it writes metadata that points at the data where it already is, and removes the image. Nothing is written but
-/// by `relink --commit`, `recover` and `undo`.
+/// unimage reads a disk image where it lies. It lists, prints and extracts what is in it, and it can relink it: on an
+/// unmounted host it writes metadata that points at the data where it already is, and removes the image. No image or host
+/// is written but by `relink --commit`, `recover` and `undo`.
 #[derive(Parser)]
 #[command(name = "unimage", version, max_term_width = 100, after_help = ADDRESS_HELP, disable_help_subcommand = true)]
 struct Cli {
@@ -100,9 +102,11 @@ enum Verb {
     Diff(diff::Diff),
     Map(map::Map),
     Plan(plan::Plan),
+    Extract(extract::Extract),
     Relink(relink::Relink),
     Recover(recover::Recover),
     Undo(undo::Undo),
+    Verify(verify::Verify),
 }
 
 /// Why a verb ended early.
@@ -213,9 +217,11 @@ fn session(args: &[OsString], out: &mut Output) -> u8 {
                 Verb::Diff(verb) => verb.run(&mut session),
                 Verb::Map(verb) => verb.run(&mut session),
                 Verb::Plan(verb) => verb.run(&mut session),
+                Verb::Extract(verb) => verb.run(&mut session),
                 Verb::Relink(verb) => verb.run(&mut session),
                 Verb::Recover(verb) => verb.run(&mut session),
                 Verb::Undo(verb) => verb.run(&mut session),
+                Verb::Verify(verb) => verb.run(&mut session),
             };
             match ended {
                 Ok(code) => code,

@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
+use crate::report::text;
+
 /// What is being done. It is gone from the screen when this is dropped.
 pub struct Progress {
     bar: ProgressBar,
@@ -52,6 +54,43 @@ impl Drop for Progress {
             let _ = thread.join();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+/// What a file costs beside its bytes, in bytes that could be copied meanwhile: so the time left is right for many small
+/// files as for few large ones.
+const FILE: u64 = 32 << 10;
+
+/// A work on many files.
+pub struct Files {
+    progress: Progress,
+}
+
+impl Files {
+    /// Begins.
+    pub fn new() -> Self {
+        let progress = Progress::new("", Some(0));
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}") {
+            progress.bar.set_style(style);
+        }
+        Self { progress }
+    }
+    /// So many of so many files, and bytes, are done.
+    pub fn at(&self, files: u64, of_files: u64, bytes: u64, of_bytes: u64) {
+        if self.progress.timer.is_none() {
+            return;
+        }
+        let work = |files: u64, bytes: u64| bytes.saturating_add(files.saturating_mul(FILE));
+        let bar = &self.progress.bar;
+        bar.set_message(format!(
+            "{} of {} files, {} of {}",
+            text::count(files),
+            text::count(of_files),
+            text::size(bytes),
+            text::size(of_bytes)
+        ));
+        bar.set_length(work(of_files, of_bytes));
+        bar.set_position(work(files, bytes));
     }
 }
 

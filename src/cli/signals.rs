@@ -1,8 +1,12 @@
+//! What an interrupt does to a verb that writes.
+//!
 //! While a host is being written: the first interrupt lets the commit finish, the second ends the program, and both say
 //! what the journal is for. A terminal that is closed changes nothing.
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -32,6 +36,25 @@ pub fn finish_first(journal: &Path) -> Guard {
                 }
                 before = true;
                 say(&journal, "finishing what was begun: once more to stop in the middle");
+            }
+        });
+        thread.ok().map(|thread| (handle, thread))
+    });
+    Guard { running }
+}
+
+/// The first interrupt sets `stop`, after which the verb comes to its end; the second ends the program. A terminal that is closed
+/// counts as an interrupt.
+pub fn stop_soon(stop: &Arc<AtomicBool>) -> Guard {
+    let running = Signals::new([SIGINT, SIGTERM, SIGHUP]).ok().and_then(|mut signals| {
+        let handle = signals.handle();
+        let stop = Arc::clone(stop);
+        let thread = std::thread::Builder::new().spawn(move || {
+            for signal in signals.forever() {
+                if stop.swap(true, Ordering::SeqCst) && signal != SIGHUP {
+                    // It ends the program as the signal would.
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
             }
         });
         thread.ok().map(|thread| (handle, thread))

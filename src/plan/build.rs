@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::error::{Error, Result};
 use crate::extent::{LayerId, Map, Stream, Volume, What};
 use crate::fs::host::{Content, Host, HostImage, HostName, Job, NewTree, Rules};
-use crate::fs::{EntryId, Kind, ObjectId, StreamId};
+use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree};
 use crate::plan::claims::Claims;
 use crate::plan::tree::{self, Draft, Shape};
 use crate::plan::{GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, details, names, verdict};
@@ -98,7 +98,7 @@ impl<'a> Drafts<'a> {
         if tree.object(top).kind == Kind::Dir {
             self.named_streams(volume, guest, &seen, None, top);
         }
-        for entry in selected(guest) {
+        for entry in selected(tree, guest.part) {
             self.entry(volume, guest, &mut seen, entry);
         }
     }
@@ -275,10 +275,9 @@ impl<'a> Drafts<'a> {
 
 /// The entries of a volume that are written, in the order of the walk. The file system's own are left out, but for
 /// directories of its own in which something else lies.
-fn selected(guest: &GuestVolume) -> Vec<EntryId> {
-    let tree = &guest.tree;
+pub fn selected(tree: &Tree, of: Part) -> Vec<EntryId> {
     let mut below = None;
-    let part = tree.order().filter(|(id, depth)| match guest.part {
+    let part = tree.order().filter(|(id, depth)| match of {
         Part::All => true,
         Part::Stream(..) => false,
         Part::Entry(top) => {

@@ -15,7 +15,7 @@ mod claims;
 mod details;
 #[cfg(test)]
 mod mock;
-mod names;
+pub(crate) mod names;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -23,6 +23,7 @@ mod tree;
 mod verdict;
 
 pub use build::build;
+pub(crate) use build::selected;
 pub use totals::{Space, Tally, Totals};
 
 /// What happens to a stream, or to an object without one.

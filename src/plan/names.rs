@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use crate::fs::host::{Host, HostName, NameRules};
+use crate::fs::host::{HostName, NameRules};
 
 /// Longest name: UTF-16 units or bytes, by the rules.
 const LONGEST: usize = 255;
@@ -70,7 +70,7 @@ pub fn of_stream(rules: NameRules, file: &[u8], stream: &[u8]) -> HostName {
 
 /// Gives out the names of one directory: each is legal, and no two are the same to the host.
 pub struct Namer<'h> {
-    host: &'h dyn Host,
+    fold: &'h dyn Fn(&[u8]) -> Vec<u8>,
     rules: NameRules,
     taken: HashSet<Vec<u8>>,
     /// The next number for names with this stem, so that many that are the same cost no search each.
@@ -78,14 +78,9 @@ pub struct Namer<'h> {
 }
 
 impl<'h> Namer<'h> {
-    /// For a directory that has these names already.
-    pub fn new(host: &'h dyn Host, there: &[HostName]) -> Self {
-        Self {
-            host,
-            rules: host.rules().names,
-            taken: there.iter().map(|n| host.fold(n)).collect(),
-            next: HashMap::new(),
-        }
+    /// For a directory that has these names already. `fold` gives a name as the host compares it.
+    pub fn new(rules: NameRules, fold: &'h dyn Fn(&[u8]) -> Vec<u8>, there: &[HostName]) -> Self {
+        Self { fold, rules, taken: there.iter().map(|n| fold(n)).collect(), next: HashMap::new() }
     }
     /// For an empty directory, keeping the room that the last one took.
     pub fn clear(&mut self) {
@@ -107,18 +102,18 @@ impl<'h> Namer<'h> {
             // The tilde also keeps a dot or a space from being the last character.
             [cut(self.rules, stem, room.saturating_sub(1)), b"~", extension].concat()
         };
-        if self.taken.insert(self.host.fold(&name)) {
+        if self.taken.insert((self.fold)(&name)) {
             return name;
         }
         let stem = cut(self.rules, stem, room.saturating_sub(NUMBER));
-        let key = self.host.fold(&[stem, extension].concat());
+        let key = (self.fold)(&[stem, extension].concat());
         let next = self.next.entry(key).or_insert(2);
         loop {
             let number = format!(" ({next})");
             *next = next.saturating_add(1);
             let name = [stem, number.as_bytes(), extension].concat();
             // At the last of four thousand million numbers two names would be the same: the host's audit refuses that.
-            if self.taken.insert(self.host.fold(&name)) || *next == u32::MAX {
+            if self.taken.insert((self.fold)(&name)) || *next == u32::MAX {
                 return name;
             }
         }
@@ -227,6 +222,7 @@ fn escape_last(name: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::host::Host;
     use crate::plan::mock::Mock;
     use proptest::prelude::*;
 
@@ -293,7 +289,8 @@ mod tests {
     #[test]
     fn collisions_get_numbers_before_the_extension() {
         let host = Mock::fat(4096);
-        let mut namer = Namer::new(&host, &[b"There.txt".to_vec()]);
+        let fold = |n: &[u8]| host.fold(n);
+        let mut namer = Namer::new(NameRules::Win32, &fold, &[b"There.txt".to_vec()]);
         assert_eq!(namer.take(b"there.TXT", false), b"there (2).TXT");
         assert_eq!(namer.take(b"THERE.txt", false), b"THERE (3).txt");
         assert_eq!(namer.take(b"There (2).txt", false), b"There (2) (2).txt");
@@ -310,7 +307,8 @@ mod tests {
     #[test]
     fn a_hundred_thousand_names_that_are_one_to_the_host_take_no_time() {
         let host = Mock::fat(4096);
-        let mut namer = Namer::new(&host, &[]);
+        let fold = |n: &[u8]| host.fold(n);
+        let mut namer = Namer::new(NameRules::Win32, &fold, &[]);
         let start = std::time::Instant::now();
         for i in 0..100_000u32 {
             let mut name = [b"a".repeat(239), b"bcdefghijklmnopq.dat".to_vec()].concat();
@@ -355,7 +353,8 @@ mod tests {
             let host = Mock { names: rules, ..Mock::fat(4096) };
             let there: Vec<_> = there.into_iter().map(String::into_bytes).collect();
             let give = || {
-                let mut namer = Namer::new(&host, &there);
+                let fold = |n: &[u8]| host.fold(n);
+                let mut namer = Namer::new(rules, &fold, &there);
                 let mut out = Vec::new();
                 for (raw, dir, stream) in &raws {
                     let name = namer.take(&escaped(rules, raw), *dir);

@@ -42,7 +42,8 @@ pub fn assemble(
 ) -> (Vec<Row>, Vec<NewEntry>, BTreeMap<usize, u64>) {
     let (rules, xattrs) = (host.rules().names, host.rules().xattrs);
     let mut entries = Vec::with_capacity(drafts.len().saturating_add(guests.len()));
-    let mut top = Namer::new(host, there);
+    let fold = |name: &[u8]| host.fold(name);
+    let mut top = Namer::new(rules, &fold, there);
     let folders: Vec<Option<usize>> = guests
         .iter()
         .map(|guest| {
@@ -51,7 +52,7 @@ pub fn assemble(
             entries.len().checked_sub(1)
         })
         .collect();
-    let names = name_all(guests, host, top, &drafts);
+    let names = name_all(guests, rules, &fold, top, &drafts);
     let mut rows: Vec<Row> = Vec::with_capacity(drafts.len());
     let mut dirs: HashMap<(usize, ObjectId), usize> = HashMap::new();
     let mut file = LastFile::default();
@@ -131,7 +132,13 @@ impl LastFile {
 }
 
 /// A name for every draft that is written, an empty one for the others.
-fn name_all<'h>(guests: &[GuestVolume], host: &'h dyn Host, mut top: Namer<'h>, drafts: &[Draft]) -> Vec<HostName> {
+fn name_all<'h>(
+    guests: &[GuestVolume],
+    rules: NameRules,
+    fold: &'h dyn Fn(&[u8]) -> Vec<u8>,
+    mut top: Namer<'h>,
+    drafts: &[Draft],
+) -> Vec<HostName> {
     let mut written: Vec<(Dir, usize)> = drafts
         .iter()
         .enumerate()
@@ -140,7 +147,7 @@ fn name_all<'h>(guests: &[GuestVolume], host: &'h dyn Host, mut top: Namer<'h>, 
         .collect();
     written.sort_unstable();
     let mut names = vec![HostName::new(); drafts.len()];
-    let mut inner = Namer::new(host, &[]);
+    let mut inner = Namer::new(rules, fold, &[]);
     for group in written.chunk_by(|a, b| a.0 == b.0) {
         let namer = match group.first() {
             Some((None, _)) => &mut top,
@@ -150,7 +157,7 @@ fn name_all<'h>(guests: &[GuestVolume], host: &'h dyn Host, mut top: Namer<'h>, 
             }
         };
         let group = || group.iter().filter_map(|(_, at)| Some((*at, drafts.get(*at)?)));
-        name_group(guests, host.rules().names, group, namer, &mut names);
+        name_group(guests, rules, group, namer, &mut names);
     }
     names
 }

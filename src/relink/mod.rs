@@ -10,7 +10,8 @@ use crate::txn;
 
 mod back;
 mod commit;
-mod digest;
+pub(crate) mod digest;
+pub(crate) mod part;
 mod prepare;
 mod rest;
 #[cfg(test)]

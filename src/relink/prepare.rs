@@ -9,13 +9,13 @@ use crate::container::Role;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
 use crate::fs::host::{HostFile, HostImage, Job};
-use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
-use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
+use crate::fs::{FileSystem, StreamId};
+use crate::plan::{self, GuestVolume, Plan, Reason, Verdict};
+use crate::relink::part::{entry_of, part_of};
 use crate::relink::rest::{Rest, name_of};
 use crate::relink::{JobParts, Options, Prepared, digest};
-use crate::report::path::escape;
 use crate::source::guard;
-use crate::stack::{Guest, Level, Stack, Target};
+use crate::stack::Stack;
 use crate::txn;
 
 /// Bytes decoded at a time to see whether they can be.
@@ -171,41 +171,6 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     })
 }
 
-/// What of a volume the address names: the folder that it goes to, and the part. None where nothing.
-fn part_of(stack: &Stack, level: &Level, guest: &Guest) -> Result<Option<(Option<Vec<u8>>, Part)>> {
-    let (slot, path, found) = match &stack.target {
-        // A volume that can't be listed is left out, and what it holds with it.
-        Target::Disk if guest.fs.is_none() || guest.tree().is_err() => return Ok(None),
-        Target::Disk if level.table.kind == "none" => return Ok(Some((None, Part::All))),
-        Target::Disk => return Ok(Some((Some(name_of(level, guest.slot).into()), Part::All))),
-        Target::Volume(slot) => {
-            return Ok((*slot == guest.slot).then_some((None, Part::All)));
-        }
-        Target::Object(slot, path, object) => (slot, path, Ok(*object)),
-        Target::Stream(slot, path, stream) => (slot, path, Err(*stream)),
-    };
-    if *slot != guest.slot {
-        return Ok(None);
-    }
-    let tree = guest.tree()?;
-    let object = found.unwrap_or_else(|stream: StreamId| tree.stream(stream).object);
-    let entry = entry_of(&tree, object, Some(path))
-        .ok_or_else(|| Error::Unsupported(format!("{}: a stream of the root can't be relinked alone", escape(path))))?;
-    let part = match found {
-        Ok(_) => Part::Entry(entry),
-        Err(stream) => Part::Stream(entry, stream),
-    };
-    Ok(Some((None, part)))
-}
-
-/// The name of an object: the one at `path` (which may have a stream's name behind it), else the first.
-fn entry_of(tree: &Tree, object: ObjectId, path: Option<&[u8]>) -> Option<EntryId> {
-    let mut names = tree.order().map(|(e, _)| e).filter(|e| tree.entry(*e).object == object);
-    let first = names.next()?;
-    let spelled = |e: &EntryId| path.is_some_and(|path| path.starts_with(&tree.path(*e)));
-    Some(if spelled(&first) { first } else { names.find(spelled).unwrap_or(first) })
-}
-
 /// Streams that are to be copied and can't be: those that the file system can't open, and, before a commit, those that can't be
 /// decoded. What is stored as it is may still meet a bad sector while it is copied, before anything in use is touched: it is read
 /// first only where what can't be read may be left out.
@@ -252,8 +217,8 @@ mod tests {
 
     use super::*;
     use crate::extent::{Encoding, Extent, Layer, LayerId, Map, ReadAt, Stream, Volume};
-    use crate::fs::{Facts, Form, Kind, NewStream, Object, Times, TreeBuilder};
-    use crate::plan::Row;
+    use crate::fs::{EntryId, Facts, Form, Kind, NewStream, Object, Times, Tree, TreeBuilder};
+    use crate::plan::{Part, Row};
 
     /// Opens all but the first stream; of the second, the last byte can't be decoded.
     struct Broken;

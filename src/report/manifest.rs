@@ -6,7 +6,7 @@ use std::io::Write;
 use super::json::Row;
 use super::{listing, path, text};
 use crate::fs::host::{Content, NewKind};
-use crate::fs::{Kind, Tree};
+use crate::fs::{EntryId, Kind, StreamId, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Tally, Totals};
 use crate::relink::{Lost, Prepared, WOF, is_wof};
 
@@ -46,16 +46,27 @@ pub fn place(row: &mut Row<'_>, prepared: &Prepared) {
 
 /// The path of a row below the address, as the bytes of its names.
 pub fn path_of(guest: &GuestVolume, row: &crate::plan::Row) -> Vec<u8> {
-    let tree: &Tree = &guest.tree;
-    let mut path = guest.folder.clone().unwrap_or_default();
-    if let Some(entry) = row.entry {
+    path_below(guest.folder.as_deref(), guest.part, &guest.tree, row.entry, row.stream)
+}
+
+/// The path of an entry, or of a stream of it, below an address that names `part` of a volume; `folder` is the volume's name
+/// where the address names all volumes.
+pub fn path_below(
+    folder: Option<&[u8]>,
+    part: Part,
+    tree: &Tree,
+    entry: Option<EntryId>,
+    stream: Option<StreamId>,
+) -> Vec<u8> {
+    let mut path = folder.unwrap_or_default().to_vec();
+    if let Some(entry) = entry {
         let full = tree.path(entry);
-        let above = match guest.part {
+        let above = match part {
             Part::All => 0,
             Part::Entry(top) | Part::Stream(top, _) => {
                 let len = tree.path(top).len();
                 match tree.object(tree.entry(top).object).kind {
-                    Kind::Dir if matches!(guest.part, Part::Entry(_)) => len.saturating_add(1),
+                    Kind::Dir if matches!(part, Part::Entry(_)) => len.saturating_add(1),
                     _ => len.saturating_sub(tree.name(top).len()),
                 }
             }
@@ -66,7 +77,7 @@ pub fn path_of(guest: &GuestVolume, row: &crate::plan::Row) -> Vec<u8> {
         }
         path.extend_from_slice(below);
     }
-    if let Some(name) = row.stream.and_then(|s| tree.stream_name(s)) {
+    if let Some(name) = stream.and_then(|s| tree.stream_name(s)) {
         path.push(b':');
         path.extend_from_slice(name);
     }
@@ -224,7 +235,7 @@ mod tests {
     use super::*;
     use crate::extent::{LayerId, Map};
     use crate::fs::host::{HostName, NewEntry, NewTree};
-    use crate::fs::{EntryId, Form, NewStream, Object, StreamId, Times, TreeBuilder};
+    use crate::fs::{Form, NewStream, Object, Times, TreeBuilder};
     use crate::plan::Verdict;
 
     /// `d/` with `f` and its stream `s`.

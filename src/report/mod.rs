@@ -3,6 +3,7 @@
 
 pub mod bodyfile;
 pub mod html;
+pub mod extracted;
 pub mod json;
 pub mod levels;
 pub mod listing;

@@ -138,6 +138,14 @@ fn same_but_case(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
+/// A name by which two that differ in case only are the same.
+pub(crate) fn upper_case(name: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.chars().map(upper).collect::<String>().into_bytes(),
+        Err(_) => name.to_ascii_uppercase(),
+    }
+}
+
 fn upper(c: char) -> char {
     let mut all = c.to_uppercase();
     match (all.next(), all.next()) {
