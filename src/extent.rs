@@ -427,6 +427,10 @@ pub trait ReadAt<S: Space>: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// The file or device of this machine that these bytes are, all of them and from its first on; none for what is made of others.
+    fn file(&self) -> Option<&std::fs::File> {
+        None
+    }
     /// Fills `buf` from `at` on.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 mod common;
 
 mod ext;
+mod extract;
 mod fat;
 mod guests;
 mod measure;
@@ -58,4 +59,16 @@ fn main() {
             relink::run(title, &guest, &ntfs::Ntfs::new(&guest.image), relink::ntfs_source);
         });
     }
+    part("extract: large files of an ext4 guest", &|title| {
+        extract::extract(title, &ext::large_files(), "ext4", ext::source)
+    });
+    part("extract: 200,000 small files of an ext4 guest", &|title| {
+        extract::extract(title, &ext::many_files(), "ext4", ext::source);
+    });
+    part("extract: 20,000 mixed files of an ext4 guest", &|title| {
+        extract::extract(title, &ext::mixed_files(), "ext4", ext::source);
+    });
+    part("extract: 20,000 mixed files of an NTFS guest", &|title| {
+        extract::extract(title, &guest::windows(), "ntfs", relink::ntfs_source);
+    });
 }

@@ -247,7 +247,8 @@ impl<'r> Copy<'r> {
 
     /// Lets the kernel copy; none where it can't, and the bytes are to be read and written.
     fn by_kernel(&self, ground: &Ground, from: u64, file: &File, at: u64, end: u64) -> Option<u64> {
-        if !self.run.kernel_copies() || !ground.regular {
+        // On file systems that can, the kernel's own copy shares blocks.
+        if self.run.options.link == super::Link::Never || !self.run.kernel_copies() || !ground.regular {
             return None;
         }
         let want = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(16 << 20);

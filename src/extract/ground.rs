@@ -2,10 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
-use rustix::fs::{Advice, FileType, Mode, OFlags};
+use rustix::fs::Advice;
 
 use crate::error::{Error, Result};
 use crate::extent::LayerId;
@@ -17,7 +15,7 @@ pub(super) struct Ground {
     layer: LayerId,
     /// Open for reading.
     pub file: File,
-    path: PathBuf,
+    name: String,
     /// Bytes.
     pub len: u64,
     /// Whether it is a regular file: only these have blocks that can be shared, and bytes that the kernel copies by itself.
@@ -29,17 +27,21 @@ pub(super) struct Ground {
 pub(super) struct Grounds(Vec<Ground>);
 
 impl Grounds {
-    /// Those of an opened address.
+    /// Those of an opened address: the source, and the further files of its container. What is made of several files, and what lies in
+    /// another image, is none of them: it is read through the layers.
     pub fn open(stack: &Stack) -> Result<Self> {
         let level = stack.levels.first().ok_or_else(|| Error::NotFound("nothing was opened".into()))?;
-        let path = stack.address.source.clone();
-        let opening = |e: rustix::io::Errno| Error::io(format!("opening {}", path.display()), e.into());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd: OwnedFd = rustix::fs::open(&path, flags, Mode::empty()).map_err(opening)?;
-        let stat = rustix::fs::fstat(&fd).map_err(opening)?;
-        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        let ground = Ground { layer: level.device.id(), file: File::from(fd), path, len: level.device.len(), regular };
-        Ok(Self(vec![ground]))
+        let name = stack.address.source.display().to_string();
+        let parts = level.disk.parts.iter().map(|part| (&part.device, part.name.clone()));
+        let mut all = Vec::new();
+        for (device, name) in std::iter::once((&level.device, name)).chain(parts) {
+            let Some(file) = device.file() else { continue };
+            let failed = |e: io::Error| Error::io(format!("opening {name}"), e);
+            let regular = file.metadata().map_err(failed)?.is_file();
+            let file = file.try_clone().map_err(failed)?;
+            all.push(Ground { layer: device.id(), file, len: device.len(), name, regular });
+        }
+        Ok(Self(all))
     }
     /// The position of a layer's file; none for a layer that lies in no file of its own.
     pub fn find(&self, layer: LayerId) -> Option<usize> {
@@ -74,7 +76,7 @@ impl Ground {
         Ok(())
     }
     fn failed(&self, at: u64, cause: io::Error) -> Error {
-        Error::io(format!("{}: reading at {at:#x}", self.path.display()), cause)
+        Error::io(format!("{}: reading at {at:#x}", self.name), cause)
     }
     /// Says that these bytes will be wanted soon. It is only a hint.
     pub fn soon(&self, at: u64, len: u64) {

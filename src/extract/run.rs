@@ -88,6 +88,9 @@ pub(super) fn run(
             })
             .collect(),
     };
+    if shares.is_empty() && options.link != Link::Never {
+        not_shared = Some("the image lies in no single file".into());
+    }
     if shares.iter().any(Option::is_some) {
         not_shared = None;
     }

@@ -2,8 +2,8 @@
 //! to a buffer. Writing it out is the command line's.
 
 pub mod bodyfile;
-pub mod html;
 pub mod extracted;
+pub mod html;
 pub mod json;
 pub mod levels;
 pub mod listing;

@@ -135,6 +135,9 @@ impl ReadAt<Device> for FileSource {
     fn len(&self) -> u64 {
         self.len
     }
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
     fn read_at(&self, at: Offset<Device>, buf: &mut [u8]) -> Result<()> {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end.get() > self.len) {
             return Err(Error::past_end(at, buf.len() as u64, self.len));

@@ -66,6 +66,10 @@ fn shares(volume: &Volume) {
     said.exits(0);
     assert_eq!(rows["*"]["shared"], 0);
     same_tree(&want, &common::tree(&out), "--link never");
+    common::ok("sync", [""; 0]);
+    for path in want.keys().filter(|p| p.starts_with("large")) {
+        assert_eq!(shared_bytes(&out.join(path)).0, 0, "{path}");
+    }
     check(volume);
 }
 
