@@ -128,7 +128,7 @@ impl<'c> Wanted<'c> {
             name: name.as_bytes().to_vec(),
             kind,
             times,
-            attributes: (i as u32 % 8) | if i % 2 == 0 { 0x20 } else { 0 },
+            attributes: (i as u32 % 8) | if i.is_multiple_of(2) { 0x20 } else { 0 },
             posix: None,
             xattrs: Vec::new(),
             origin,
@@ -218,6 +218,9 @@ fn check(wanted: &Wanted<'_>) -> Staging {
     assert_same(&shas(&path), &meant);
     staging
 }
+
+/// What turns the bytes of a host into those of a damaged one.
+type Damage = Box<dyn Fn(&mut Vec<u8>)>;
 
 #[test]
 fn trees_of_all_sorts_on_all_clusters() {
@@ -336,7 +339,7 @@ fn hosts_that_must_not_be_written_are_refused() {
         let (set, keep, dir) = (find_set(good, "disk.raw"), find_set(good, "keep.bin"), find_set(good, "vm"));
         let first = u32_in(good, set + 52);
         type Fault<'a> = (&'a str, Box<dyn Fn(&mut Vec<u8>) + 'a>);
-        let sealed = |set: usize, at: usize, new: Vec<u8>| -> Box<dyn Fn(&mut Vec<u8>)> {
+        let sealed = |set: usize, at: usize, new: Vec<u8>| -> Damage {
             Box::new(move |b| {
                 b[set + at..set + at + new.len()].copy_from_slice(&new);
                 seal(b, set);
