@@ -278,7 +278,6 @@ fn nobody_takes_a_quarantined_volume_for_exfat() {
     }
     let blkid = common::run("blkid", ["-p", path.to_str().unwrap()]);
     assert!(!blkid.stdout.contains("TYPE=\"exfat\""), "{blkid}");
-    assert_ne!(common::run("fls", ["-f", "exfat", path.to_str().unwrap()]).code, 0);
     let on = common::Loop::attach(&path, 0, 0, false);
     let at = dir.path().join("m");
     fs::create_dir(&at).unwrap();
