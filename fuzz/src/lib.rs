@@ -132,12 +132,14 @@ pub fn relink(data: &[u8]) {
             guests.push(GuestVolume { folder, part: Part::All, tree, layer: guest.volume().id(), map, fs });
         }
         let into = [b"out".to_vec()];
-        let Ok(plan) = plan::build(&guests, writer, &image, &into, &plan::Options::default()) else { continue };
+        let Ok((plan, staging)) = plan::build(&guests, writer, &image, &into, &plan::Options::default()) else {
+            continue;
+        };
         if !writer.refusals(&image).is_ok_and(|refusals| refusals.is_empty()) {
             continue;
         }
         let job = Job { tree: &plan.tree, image: &image, zero_slack: plan.zero_slack };
-        let Ok(staging) = writer.link(&job) else { continue };
+        let Ok(staging) = staging else { continue };
         let checked = Checked::new(staging, Arc::clone(&volume), |after, staging| writer.audit(after, &job, staging));
         if let Err(e) = checked {
             panic!("a host that was not refused, and its new state is wrong: {e}");

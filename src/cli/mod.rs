@@ -192,6 +192,13 @@ impl Session<'_> {
     }
 }
 
+/// Before a host is written: many threads then work with a little memory each, and huge pages would make that much, all of it to
+/// be cleared first. The trees of a walk, for which they are good, stay in theirs.
+fn small_pages() {
+    // Where the kernel has no such switch, more memory is taken, and that is all.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// The names of the ground source and of each file that is opened as an image in its turn.
 fn names(address: &Address) -> Vec<String> {
     let mut names = vec![path::escape(address.source.as_os_str().as_bytes()).into_owned()];

@@ -123,6 +123,7 @@ impl Relink {
 
     fn commit(&self, s: &mut Session<'_>, prepared: &Prepared, journal: &std::path::Path) -> Result<u8, End> {
         s.out.flush()?;
+        super::small_pages();
         let done = {
             let _guard = signals::finish_first(journal);
             let steps = Steps::new();

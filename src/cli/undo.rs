@@ -30,6 +30,7 @@ pub struct Undo {
 impl Undo {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         s.out.never_stop();
+        super::small_pages();
         let outcome = {
             let _guard = signals::finish_first(&self.journal);
             let steps = Steps::new();

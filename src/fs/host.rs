@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
 use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Tree, Xattr};
 use crate::report::path::escape;
@@ -283,19 +283,33 @@ pub trait Host: Send + Sync {
     fn names_in(&self, dir: &[HostName]) -> Result<Option<Vec<HostName>>>;
     /// Units that are free and may be filled.
     fn free_units(&self) -> u64;
-    /// What writing this tree would need. At least what [`link`](Self::link) then takes.
-    fn estimate(&self, job: &Job<'_>) -> Estimate;
+    /// What writing this tree would need, by what [`new_state`](Self::new_state) made of the same job; at least that. Without
+    /// one (too little space, say), what can be told of the job alone.
+    fn needs(&self, job: &Job<'_>, staging: Option<&Staging>) -> Estimate;
+    /// What writing this tree would need.
+    fn estimate(&self, job: &Job<'_>) -> Estimate {
+        self.needs(job, self.new_state(job).ok().as_ref())
+    }
     /// Extended attributes of this job that the host can't hold: the new entry's position, and the attribute's name. The
     /// manifest has them.
     fn left_out(&self, job: &Job<'_>) -> Vec<(usize, Vec<u8>)> {
         let _ = job;
         Vec::new()
     }
-    /// The new state: everything that has to be written to get there, and in which order. Nothing is written.
+    /// The new state: everything that has to be written to get there, and in which order. Nothing is written. It must not be
+    /// written where [`refusals`](Self::refusals) are not empty.
     ///
     /// # Errors
-    /// [`crate::error::Error::Refused`] where it can't be done, such as for too little space.
-    fn link(&self, job: &Job<'_>) -> Result<Staging>;
+    /// [`Error::Refused`] where it can't be done, such as for too little space.
+    fn new_state(&self, job: &Job<'_>) -> Result<Staging>;
+    /// The new state of a host that there is nothing against.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the refusals, or as [`new_state`](Self::new_state).
+    fn link(&self, job: &Job<'_>) -> Result<Staging> {
+        let reasons = self.refusals(job.image)?;
+        if reasons.is_empty() { self.new_state(job) } else { Err(Error::Refused(reasons.join("; "))) }
+    }
     /// Reads the new state back through `after` (this volume with the staging laid over it) and compares it with what was
     /// asked for: each new file resolves to the planned extents, every unit has exactly one owner or is free, the tables
     /// agree, older files are untouched.

@@ -10,11 +10,13 @@ use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree};
 use crate::plan::claims::Claims;
 use crate::plan::tree::{self, Draft, Shape};
 use crate::plan::{GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, details, names, verdict};
+use crate::txn::Staging;
 
 /// Attribute bit of a directory, also of one that is a reparse point.
 const DIRECTORY: u32 = 0x10;
 
-/// The plan for writing `guests` below `into` of `host`, out of the units of `image`. Cost follows extents.
+/// The plan for writing `guests` below `into` of `host`, out of the units of `image`, and the host's new state by it, or why
+/// there is none: it is what the plan's estimate is made from. Cost follows extents.
 ///
 /// # Errors
 /// [`Error::Usage`] where `into` is no name that the host can hold, and what reading the host's directory meets.
@@ -24,7 +26,7 @@ pub fn build(
     image: &HostImage,
     into: &[HostName],
     options: &Options,
-) -> Result<Plan> {
+) -> Result<(Plan, Result<Staging>)> {
     let rules = host.rules();
     for name in into {
         if !names::legal(rules.names, name) {
@@ -46,9 +48,11 @@ pub fn build(
     let mut plan =
         Plan { rows, tree: NewTree { into: into.to_vec(), entries, sources }, zero_slack, totals: Totals::default() };
     let job = Job { tree: &plan.tree, image, zero_slack };
-    let space = Space { unit: rules.unit, free_units: host.free_units(), estimate: host.estimate(&job) };
+    let staging = host.new_state(&job);
+    let estimate = host.needs(&job, staging.as_ref().ok());
+    let space = Space { unit: rules.unit, free_units: host.free_units(), estimate };
     plan.totals = Totals::of(guests, &plan, space);
-    Ok(plan)
+    Ok((plan, staging))
 }
 
 /// The first pass: a verdict for everything, in the order of the walk.

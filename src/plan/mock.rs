@@ -81,14 +81,14 @@ impl Host for Mock {
     fn free_units(&self) -> u64 {
         self.free
     }
-    fn estimate(&self, job: &Job<'_>) -> Estimate {
+    fn needs(&self, job: &Job<'_>, _: Option<&Staging>) -> Estimate {
         let copied = |kind: &NewKind| match kind {
             NewKind::File { size, content: Content::Copied } => size.div_ceil(self.unit),
             _ => 0,
         };
         Estimate { copy_units: job.tree.entries.iter().map(|e| copied(&e.kind)).sum(), ..Estimate::default() }
     }
-    fn link(&self, _: &Job<'_>) -> Result<Staging> {
+    fn new_state(&self, _: &Job<'_>) -> Result<Staging> {
         Err(Error::Unsupported("a host for tests".into()))
     }
     fn audit(&self, _: Arc<dyn ReadAt<Volume>>, _: &Job<'_>, _: &Staging) -> Result<()> {

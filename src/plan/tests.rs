@@ -69,7 +69,7 @@ impl Job {
     }
     fn plan_with(self, host: &Mock, options: &Options) -> Planned {
         let (guest, image) = self.guest();
-        let plan = build(std::slice::from_ref(&guest), host, &image, &[b"out".to_vec()], options).unwrap();
+        let plan = build(std::slice::from_ref(&guest), host, &image, &[b"out".to_vec()], options).unwrap().0;
         Planned { plan, guest }
     }
 }
@@ -214,7 +214,7 @@ fn what_the_image_has_no_unit_of_its_own_for_is_not_linked() {
     let (mut guest, image) = job.guest();
     let fat = Mock::fat(4096);
     let reasons = |guest: &GuestVolume, host: &Mock| -> Vec<_> {
-        let plan = build(std::slice::from_ref(guest), host, &image, &[], &Options::default()).unwrap();
+        let plan = build(std::slice::from_ref(guest), host, &image, &[], &Options::default()).unwrap().0;
         plan.rows.iter().map(|r| (r.verdict, r.reason)).collect()
     };
     let other_volume = (Copy, Some(Reason::OtherVolume));
@@ -233,7 +233,7 @@ fn what_the_image_has_no_unit_of_its_own_for_is_not_linked() {
             .collect(),
         ..image.named.clone()
     });
-    let plan = build(std::slice::from_ref(&guest), &fat, &far, &[], &Options::default()).unwrap();
+    let plan = build(std::slice::from_ref(&guest), &fat, &far, &[], &Options::default()).unwrap().0;
     assert_eq!(plan.rows[0].reason, Some(Reason::Shared));
     // A unit of the host that is not this image's: a parent's, which stays.
     guest.map = Map::run(4096, host, FIRST + 0x20_0000).resized(16384);
@@ -410,7 +410,7 @@ fn damage_and_what_the_file_system_keeps_for_itself() {
     let known = job.file(root, "known", &[(100, job.at(0x3000))]);
     let (guest, image) = job.guest();
     let options = Options { unreadable: BTreeSet::from([(0, guest.tree.data(known).unwrap())]), zero_slack: None };
-    let plan = build(std::slice::from_ref(&guest), &Mock::fat(512), &image, &[], &options).unwrap();
+    let plan = build(std::slice::from_ref(&guest), &Mock::fat(512), &image, &[], &options).unwrap().0;
     let planned = Planned { plan, guest };
     let paths: Vec<_> = planned.rows().into_iter().map(|r| (r.0, r.1, r.2)).collect();
     let unreadable = Some(Reason::Unreadable);
@@ -439,7 +439,7 @@ fn volumes_have_folders_and_parts_are_parts() {
     (guest.folder, second.folder) = (Some(b"p1".to_vec()), Some(b"p2".to_vec()));
     let host = Mock { there: vec![b"P1".to_vec()], ..Mock::fat(512) };
     let written = |guests: &[GuestVolume]| -> Vec<_> {
-        let plan = build(guests, &host, &image, &[], &Options::default()).unwrap();
+        let plan = build(guests, &host, &image, &[], &Options::default()).unwrap().0;
         let all = plan.rows.iter().map(|r| String::from_utf8(plan.written_path(r.written.unwrap())).unwrap());
         all.collect()
     };
@@ -475,7 +475,7 @@ fn two_hundred_thousand_files_take_well_under_a_second() {
     }
     let (guest, image) = job.guest();
     let start = std::time::Instant::now();
-    let plan = build(std::slice::from_ref(&guest), &Mock::fat(4096), &image, &[], &Options::default()).unwrap();
+    let plan = build(std::slice::from_ref(&guest), &Mock::fat(4096), &image, &[], &Options::default()).unwrap().0;
     let took = start.elapsed();
     assert_eq!(plan.totals.linked.files, 200_000);
     println!("200,000 files: {took:?}");
@@ -511,8 +511,8 @@ proptest! {
         }
         let (guest, image) = job.guest();
         let host = Mock { rich, ..Mock::fat(unit) };
-        let plan = build(std::slice::from_ref(&guest), &host, &image, &[], &Options::default()).unwrap();
-        let again = build(std::slice::from_ref(&guest), &host, &image, &[], &Options::default()).unwrap();
+        let plan = build(std::slice::from_ref(&guest), &host, &image, &[], &Options::default()).unwrap().0;
+        let again = build(std::slice::from_ref(&guest), &host, &image, &[], &Options::default()).unwrap().0;
         prop_assert_eq!(format!("{plan:?}"), format!("{again:?}"));
 
         let mut own = BTreeSet::new();

@@ -13,7 +13,7 @@ use crate::report::manifest;
 use crate::report::path::escape;
 use crate::source::medium::JournalFile;
 use crate::source::{guard, medium};
-use crate::txn::{self, Checked, HostVolume, Sources};
+use crate::txn::{self, Checked, HostVolume, Sources, Staging};
 
 impl Prepared {
     /// Carries it out. `journal` must not exist; with `manifest` the manifest is also written there, a new file too.
@@ -67,7 +67,11 @@ impl Prepared {
         self.same_host(volume)?;
         let host = self.job.host.as_host().ok_or_else(|| Error::Unsupported("the host can't be written".into()))?;
         let job = Job { tree: &self.plan.tree, image: &self.job.image, zero_slack: self.plan.zero_slack };
-        let staging = host.link(&job)?;
+        // Asked again, now that nobody else can write: it reads what it needs anew.
+        refuse(host.refusals(&self.job.image)?)?;
+        let Some((_, staging)) = self.job.new_state.clone() else {
+            return Err(Error::Refused("the plan has no new state of the host".into()));
+        };
         Checked::new(staging, Arc::clone(&self.job.volume), |after, staging| host.audit(after, &job, staging))
     }
 
@@ -88,11 +92,16 @@ impl Prepared {
         })
     }
 
-    /// Whether the host, now that nobody else can write it, is what the plan was made for.
+    /// Whether the host, now that nobody else can write it, is what the plan was made for: the same files in the same places,
+    /// as much free space, and the same bytes wherever blocks in use are replaced.
     fn same_host(&self, volume: &HostVolume) -> Result<()> {
         let now = crate::fs::probe(Arc::new(volume.clone()), crate::fs::ReadOptions::default())?;
         let tree = now.as_ref().map(|fs| fs.walk()).transpose()?;
         let same = tree.as_ref().is_some_and(|tree| digest::of_tree(tree) == digest::of_tree(&self.job.tree));
+        let same_bytes = |(planned, staging): &([u8; 32], Arc<Staging>)| {
+            digest::of_replaced(volume, staging).is_ok_and(|found| found == *planned)
+        };
+        let same = same && self.job.new_state.as_ref().is_none_or(same_bytes);
         if same && now.is_some_and(|fs| fs.facts().free_units == self.job.host.facts().free_units) {
             return Ok(());
         }

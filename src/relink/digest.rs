@@ -1,9 +1,10 @@
 //! The digest of a walk: what `undo` compares the image with that it would bring back.
 
 use crate::error::Result;
-use crate::extent::What;
+use crate::extent::{ReadAt, Volume, What};
 use crate::fs::{Form, Tree};
 use crate::stack::Level;
+use crate::txn::{Fresh, Staging};
 
 /// Bytes that are gathered before they are hashed.
 const GATHERED: usize = 64 << 10;
@@ -31,6 +32,31 @@ pub fn of_tree(tree: &Tree) -> [u8; 32] {
     let mut hash = Digest::default();
     hash.tree(tree);
     hash.end()
+}
+
+/// The same of what `volume` has where `staging` writes to blocks in use.
+///
+/// # Errors
+/// Where that can't be read.
+pub fn of_replaced(volume: &dyn ReadAt<Volume>, staging: &Staging) -> Result<[u8; 32]> {
+    let mut hash = Digest::default();
+    let switch = (staging.quarantine.at, staging.quarantine.closed.len());
+    let whole = |write: &Fresh| (write.at, write.bytes.len());
+    let writes = staging.groups.iter().flat_map(|group| &group.writes);
+    let mut buf = vec![0; GATHERED];
+    for (at, len) in writes.chain(&staging.quarantine.also).map(whole).chain([switch]) {
+        let mut at = at;
+        let mut left = len;
+        while left > 0 {
+            let part = left.min(GATHERED);
+            let buf = buf.get_mut(..part).unwrap_or_default();
+            volume.read_at(at, buf)?;
+            hash.bytes(buf);
+            at = at.saturating_add(part as u64);
+            left = left.saturating_sub(part);
+        }
+    }
+    Ok(hash.end())
 }
 
 #[derive(Default)]

@@ -82,6 +82,9 @@ struct JobParts {
     /// The file or device that the host is in.
     ground: PathBuf,
     about: txn::About,
+    /// The host's new state by the plan, and the digest of what lay on the host where it will be written. None where there are
+    /// refusals.
+    new_state: Option<([u8; 32], Arc<txn::Staging>)>,
 }
 
 /// A relink that is done.

@@ -8,10 +8,16 @@ use rayon::prelude::*;
 use crate::container::Role;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
+<<<<<<< HEAD
 use crate::fs::host::{HostFile, HostImage, Job};
 use crate::fs::{FileSystem, StreamId};
 use crate::plan::{self, GuestVolume, Plan, Reason, Verdict};
 use crate::relink::part::{entry_of, part_of};
+=======
+use crate::fs::host::{HostFile, HostImage};
+use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
+use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
+>>>>>>> f6d9b6c (Relink: the new state is built once, with the plan; a few buffers instead of many; journal frames of 1 MiB; no question per read)
 use crate::relink::rest::{Rest, name_of};
 use crate::relink::{JobParts, Options, Prepared, digest};
 use crate::source::guard;
@@ -90,10 +96,10 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         whole.fs()?;
     }
     let mut with = plan::Options { zero_slack: options.zero_slack, unreadable: BTreeSet::new() };
-    let mut plan = plan::build(&guests, host, &image, &options.into, &with)?;
+    let (mut plan, mut staging) = plan::build(&guests, host, &image, &options.into, &with)?;
     with.unreadable = unreadable(&plan, &guests, &systems, options);
     if !with.unreadable.is_empty() {
-        plan = plan::build(&guests, host, &image, &options.into, &with)?;
+        (plan, staging) = plan::build(&guests, host, &image, &options.into, &with)?;
     }
     for (volume, (guest, whole)) in guests.iter().zip(wholes).enumerate() {
         let name = name_of(level, whole.slot);
@@ -104,13 +110,13 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     let Rest { lost, mut refusals, .. } = rest;
 
     let mut unfit = host.refusals(&image)?;
+    let mut new_state = None;
     let space = &plan.totals.space;
     if unfit.is_empty() && space.fits() {
         // What no sum of the plan tells: a directory that can't grow, names that are the same to the host.
-        let job = Job { tree: &plan.tree, image: &image, zero_slack: plan.zero_slack };
-        match host.link(&job) {
+        match staging {
             Err(Error::Refused(why)) => unfit.push(why),
-            other => drop(other?),
+            other => new_state = Some(Arc::new(other?)),
         }
     }
     refusals.append(&mut unfit);
@@ -122,6 +128,10 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         ));
     }
     let volume = Arc::clone(host_guest.volume());
+    let new_state = match new_state {
+        Some(staging) => Some((digest::of_replaced(&*volume, &staging)?, staging)),
+        None => None,
+    };
     let ground = stack.address.source.clone();
     // What lies in several files, or is encoded, is not in one piece.
     let on_ground = stack.volume_on_ground(host_level, host_slot).unwrap_or_default();
@@ -167,7 +177,16 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         stay,
         lost,
         refusals,
-        job: JobParts { host: Arc::clone(fs), volume, tree: host_tree, image, guests: systems, ground, about },
+        job: JobParts {
+            host: Arc::clone(fs),
+            volume,
+            tree: host_tree,
+            image,
+            guests: systems,
+            ground,
+            about,
+            new_state,
+        },
     })
 }
 

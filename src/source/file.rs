@@ -102,11 +102,14 @@ impl FileSource {
     /// Copies out of the map where there is one and it can be believed.
     ///
     /// A page that holds the end of a file reads as zeros behind it, without a fault. So where a file was cut since it
-    /// was opened, bytes that are no longer there could pass for zeros: zeros at the end of a read are asked about.
+    /// was opened, bytes that are no longer there could pass for zeros. Where a read ends with zeros, the next page tells
+    /// by a fault whether the file still goes on, and at the end of the map the system does.
     fn copy(&self, at: u64, buf: &mut [u8]) -> bool {
         let end = at.saturating_add(buf.len() as u64);
-        self.map.as_ref().is_some_and(|map| map.copy(at, buf))
-            && (buf.last() != Some(&0) || self.file.metadata().is_ok_and(|m| m.len() >= end))
+        let there = |map: &FileMap| {
+            map.goes_on_behind(end).unwrap_or_else(|| self.file.metadata().is_ok_and(|m| m.len() >= end))
+        };
+        self.map.as_ref().is_some_and(|map| map.copy(at, buf) && (buf.last() != Some(&0) || there(map)))
     }
     /// Positioned reads until `buf` is full. An error names the place up to which it went well.
     fn pread(&self, at: u64, buf: &mut [u8]) -> Result<()> {

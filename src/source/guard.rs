@@ -210,20 +210,25 @@ fn holders(volume: &Chain) -> Vec<String> {
 
 /// A file that a process has open.
 struct Open {
+    /// The descriptor.
+    number: std::ffi::OsString,
     metadata: fs::Metadata,
-    writes: bool,
+}
+
+impl Open {
+    /// Whether it is open for writing.
+    fn writes(&self, process: &Path) -> bool {
+        let info = read_text(&process.join("fdinfo").join(&self.number)).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
+        // In octal; the lowest two bits are 0 only for reading. What can't be told is taken for writing.
+        u64::from_str_radix(flags.trim(), 8).map_or(3, |flags| flags & 3) != 0
+    }
 }
 
 fn open_files(process: &Path) -> Vec<Open> {
     let entries = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-    let one = |entry: fs::DirEntry| {
-        let metadata = fs::metadata(entry.path()).ok()?;
-        let info = read_text(&process.join("fdinfo").join(entry.file_name())).unwrap_or_default();
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
-        // In octal; the lowest two bits are 0 only for reading. What can't be told is taken for writing.
-        let mode = u64::from_str_radix(flags.trim(), 8).map_or(3, |flags| flags & 3);
-        Some(Open { metadata, writes: mode != 0 })
-    };
+    let one =
+        |entry: fs::DirEntry| Some(Open { number: entry.file_name(), metadata: fs::metadata(entry.path()).ok()? });
     entries.filter_map(one).collect()
 }
 
@@ -242,7 +247,7 @@ fn processes(volume: &Chain, host: &fs::Metadata) -> Vec<String> {
             let kind = file.metadata.file_type();
             let other_device = kind.is_block_device() && !host.file_type().is_block_device();
             let how = match () {
-                () if file.writes => "has it open for writing",
+                () if file.writes(&process) => "has it open for writing",
                 () if serves() => "serves a FUSE mount from it",
                 () if other_device => "has a loop device over it open",
                 () => continue,

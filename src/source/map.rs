@@ -70,6 +70,22 @@ impl FileMap {
         !self.faulted()
     }
 
+    /// Whether the page behind the one that holds the byte before `end` can still be had: then the file was not cut before
+    /// `end` when this was called. None where that page is not part of the map, which tells nothing.
+    pub(super) fn goes_on_behind(&self, end: u64) -> Option<bool> {
+        let (_, page) = BEFORE.get()?;
+        let next = usize::try_from(end).ok()?.checked_next_multiple_of(*page)?;
+        if next >= self.map.len() {
+            return None;
+        }
+        // SAFETY: the byte lies within the map, as was just checked, and the map lives as long as `self`. It is read as
+        // volatile because another process may change it, and because only whether it can be read is of interest. A page
+        // that can't be had is replaced by the handler.
+        unsafe { self.map.as_ptr().add(next).read_volatile() };
+        compiler_fence(Ordering::SeqCst);
+        Some(!self.faulted())
+    }
+
     /// Whether a page of it could not be had. It is noted before the page reads as zeros, so whoever read such zeros
     /// sees it.
     fn faulted(&self) -> bool {

@@ -22,13 +22,13 @@ impl Checked {
     /// # Errors
     /// [`Error::Corrupt`] where the form is wrong; whatever `audit` finds. Nothing was written.
     pub fn new(
-        staging: Staging,
+        staging: impl Into<Arc<Staging>>,
         volume: Arc<dyn ReadAt<Volume>>,
         audit: impl FnOnce(Arc<dyn ReadAt<Volume>>, &Staging) -> Result<()>,
     ) -> Result<Self> {
         let volume_len = volume.len();
+        let staging = staging.into();
         form(&staging, volume_len)?;
-        let staging = Arc::new(staging);
         audit(Arc::new(Overlay::new(volume, Arc::clone(&staging))?), &staging)?;
         Ok(Self { staging, volume_len })
     }

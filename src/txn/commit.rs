@@ -54,6 +54,8 @@ pub struct Committed {
     pub journal_bytes: u64,
 }
 
+/// Sectors whose old contents are in memory at once, beside those that are kept.
+const AT_ONCE: usize = 2048;
 /// Ranges that are nearer than this are made writable in one go.
 const NEAR: u64 = 64 << 10;
 
@@ -271,22 +273,24 @@ fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Syn
         body.interim.push(Interim { before: *before, number: *number, contents });
     }
 
-    let places: Vec<(u64, u64)> = wanted.iter().map(|(n, _, _)| (n.saturating_mul(SECTOR), SECTOR)).collect();
-    let olds = scattered(host, &places, |_, have| {
-        step(SECTOR);
-        have.and_then(contents)
-    });
-    for ((number, group, new), old) in wanted.into_iter().zip(olds) {
-        let old = old?;
-        let new = match new {
-            New::Is(bytes) => contents(bytes)?,
-            New::Zeroed(zeros) => zeroed(old, number.saturating_mul(SECTOR), &zeros),
-        };
-        // What does not change needs neither a write nor an entry, unless it changes for a while.
-        if old != new || body.interim_of(number).is_some() {
-            let ids = (body.pool.keep(&old), body.pool.keep(&new));
-            let (Some(old), Some(new)) = ids else { return Err(too_many()) };
-            body.sectors.push(Sector { group, number, old, new });
+    for wanted in wanted.chunks(AT_ONCE) {
+        let places: Vec<(u64, u64)> = wanted.iter().map(|(n, _, _)| (n.saturating_mul(SECTOR), SECTOR)).collect();
+        let olds = scattered(host, &places, |_, have| {
+            step(SECTOR);
+            have.and_then(contents)
+        });
+        for ((number, group, new), old) in wanted.iter().zip(olds) {
+            let old = old?;
+            let new = match new {
+                New::Is(bytes) => contents(bytes)?,
+                New::Zeroed(zeros) => zeroed(old, number.saturating_mul(SECTOR), zeros),
+            };
+            // What does not change needs neither a write nor an entry, unless it changes for a while.
+            if old != new || body.interim_of(*number).is_some() {
+                let ids = (body.pool.keep(&old), body.pool.keep(&new));
+                let (Some(old), Some(new)) = ids else { return Err(too_many()) };
+                body.sectors.push(Sector { group: *group, number: *number, old, new });
+            }
         }
     }
     body.sectors.sort_by_key(|s| s.group);

@@ -128,19 +128,20 @@ pub(super) fn fill(
         }
     }
     let open = Open { staging, sources, left: Mutex::new(left) };
-    in_order(&batches(&parts), |batch| {
+    in_order(&batches(&parts), |batch, buf| {
         let at = batch.first().map_or(0, |p| p.at);
         let len: u64 = batch.iter().map(|p| p.len).fold(0, u64::saturating_add);
-        let mut buf = vec![0; size(len)];
+        buf.clear();
+        buf.resize(size(len), 0);
         for part in *batch {
             let from = size(part.at.saturating_sub(at));
             let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
             read_part(staging, &open, part, room)?;
         }
         let place = Offset::new(at);
-        host.write_at(place, &buf).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
+        host.write_at(place, buf).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
         step(len);
-        Ok(Sum { at, len, sum: *blake3::hash(&buf).as_bytes() })
+        Ok(Sum { at, len, sum: *blake3::hash(buf).as_bytes() })
     })
 }
 

@@ -1,5 +1,6 @@
 //! The journal's file: its head, the slots of its state records, and the chain of its frames. Drawn in `docs/safety.md`.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
@@ -22,8 +23,10 @@ const SLOTS: u64 = 6;
 const FRAMES_AT: u64 = BLOCK.saturating_mul(SLOTS.saturating_add(1));
 const FRAME_HEAD: usize = 48;
 const RECORD_LEN: usize = 104;
-/// The most bytes of a section that one frame holds.
+/// The most bytes of a section that one frame may hold.
 const CHUNK: usize = 8 << 20;
+/// As many bytes of a section go to one frame here: more would not be packed better, and take more memory.
+const WRITTEN: usize = 1 << 20;
 
 /// A frame's bytes are packed by zstd.
 const PACKED: u32 = 1;
@@ -113,34 +116,44 @@ impl Frames {
     /// Appends a section as one or more frames.
     pub(super) fn append(&mut self, from: Position, tag: Tag, bytes: &[u8]) -> io::Result<Position> {
         if bytes.is_empty() {
-            return self.append_frame(from, tag, bytes);
+            return self.append_frame(from, tag, 0, bytes, 0);
         }
-        bytes.chunks(CHUNK).try_fold(from, |at, chunk| self.append_frame(at, tag, chunk))
+        let mut zstd = zstd::bulk::Compressor::new(1)?;
+        bytes.chunks(WRITTEN).try_fold(from, |at, chunk| {
+            let mut best = (0, Cow::Borrowed(chunk));
+            let mut attempt = |flags: u32, bytes: &[u8]| -> io::Result<()> {
+                let packed = zstd.compress(bytes)?;
+                if packed.len() < best.1.len() {
+                    best = (flags, packed.into());
+                }
+                Ok(())
+            };
+            attempt(PACKED, chunk)?;
+            if chunk.len().is_multiple_of(512) {
+                attempt(PACKED | DIFFERENCES, &differences(chunk))?;
+            }
+            self.append_frame(at, tag, best.0, &best.1, chunk.len())
+        })
     }
 
-    fn append_frame(&mut self, from: Position, tag: Tag, raw: &[u8]) -> io::Result<Position> {
-        let mut best = (0, raw.to_vec());
-        let mut attempt = |flags: u32, bytes: &[u8]| -> io::Result<()> {
-            let packed = zstd::bulk::compress(bytes, 1)?;
-            if packed.len() < best.1.len() {
-                best = (flags, packed);
-            }
-            Ok(())
-        };
-        attempt(PACKED, raw)?;
-        if raw.len().is_multiple_of(512) && !raw.is_empty() {
-            attempt(PACKED | DIFFERENCES, &differences(raw))?;
-        }
-        let (flags, stored) = best;
+    /// Appends a frame of `stored` bytes, which are `raw` ones unpacked.
+    fn append_frame(
+        &mut self,
+        from: Position,
+        tag: Tag,
+        flags: u32,
+        stored: &[u8],
+        raw: usize,
+    ) -> io::Result<Position> {
         let mut frame = Vec::with_capacity(stored.len().saturating_add(FRAME_HEAD));
         frame.extend_from_slice(&tag);
         frame.extend_from_slice(&flags.to_le_bytes());
-        for len in [stored.len(), raw.len()] {
+        for len in [stored.len(), raw] {
             frame.extend_from_slice(&u32::try_from(len).map_err(io::Error::other)?.to_le_bytes());
         }
-        let chain = sum(&[&from.chain, &frame, &stored]);
+        let chain = sum(&[&from.chain, &frame, stored]);
         frame.extend_from_slice(&chain);
-        frame.extend_from_slice(&stored);
+        frame.extend_from_slice(stored);
         self.write(from.at, &frame)?;
         Ok(Position { at: from.at.saturating_add(frame.len() as u64), chain })
     }

@@ -9,7 +9,7 @@ use crate::extent::{Offset, ReadAt, Volume};
 use crate::txn::body::Sum;
 
 /// The most bytes that are read or written at once, and that one checksum covers.
-pub(super) const PIECE: u64 = 4 << 20;
+pub(super) const PIECE: u64 = 1 << 20;
 /// How many are in flight: more gain nothing, also from a cold device.
 const IN_FLIGHT: usize = 16;
 /// Two places that are nearer than this are read in one go.
@@ -18,24 +18,32 @@ const NEAR: u64 = 32 << 10;
 const SPAN: u64 = 1 << 20;
 
 /// Does `work` for every item, started in order, some at a time, and gives the results in order. After the first failure no
-/// other item is begun.
-pub(super) fn in_order<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+/// other item is begun. The buffer is for the bytes of one item; whatever is in it is left from another one. So there are
+/// a few buffers, however many items there are: memory that is touched for the first time costs more than what is done in it.
+pub(super) fn in_order<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T, &mut Vec<u8>) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     let pool = match items.len() {
         0 | 1 => &None,
         _ => POOL.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(IN_FLIGHT).build().ok()),
     };
-    let Some(pool) = pool else { return items.iter().map(work).collect() };
+    let Some(pool) = pool else {
+        let mut buffer = Vec::new();
+        return items.iter().map(|item| work(item, &mut buffer)).collect();
+    };
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let done: Mutex<Vec<(usize, Result<R>)>> = Mutex::new(Vec::with_capacity(items.len()));
     pool.scope(|scope| {
         for _ in 0..IN_FLIGHT.min(items.len()) {
             scope.spawn(|_| {
+                let mut buffer = Vec::new();
                 while !failed.load(Ordering::Relaxed) {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(i) else { break };
-                    let result = work(item);
+                    let result = work(item, &mut buffer);
                     failed.fetch_or(result.is_err(), Ordering::Relaxed);
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
                 }
@@ -45,6 +53,12 @@ pub(super) fn in_order<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Resul
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The buffer as `len` bytes, of whatever was in it.
+fn room(buffer: &mut Vec<u8>, len: u64) -> &mut [u8] {
+    buffer.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+    buffer
 }
 
 /// Reads many small ranges, which are ordered by place, and gives what `take` makes of each: of its position and its bytes,
@@ -69,12 +83,13 @@ pub(super) fn scattered<R: Send>(
             }
         }
     }
-    let read = in_order(&spans, |span| {
+    let read = in_order(&spans, |span, buffer| {
         let mine = ranges.get(span.clone()).unwrap_or_default();
         let start = mine.first().map_or(0, |r| r.0);
         let stop = mine.last().map_or(0, end);
         let size = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
-        let together = volume.read_vec(Offset::new(start), size(stop.saturating_sub(start)));
+        let buffer = room(buffer, stop.saturating_sub(start));
+        let together = volume.read_at(Offset::new(start), buffer).map(|()| &*buffer);
         let mut out = Vec::with_capacity(mine.len());
         for (i, range) in span.clone().zip(mine) {
             let from = size(range.0.saturating_sub(start));
@@ -114,10 +129,11 @@ pub(super) fn sums(
     pieces: &[(u64, u64)],
     step: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<Sum>> {
-    in_order(pieces, |(at, len)| {
-        let bytes = volume.read_vec(Offset::new(*at), usize::try_from(*len).unwrap_or(usize::MAX))?;
+    in_order(pieces, |(at, len), buffer| {
+        let bytes = room(buffer, *len);
+        volume.read_at(Offset::new(*at), bytes)?;
         step(*len);
-        Ok(Sum { at: *at, len: *len, sum: *blake3::hash(&bytes).as_bytes() })
+        Ok(Sum { at: *at, len: *len, sum: *blake3::hash(bytes).as_bytes() })
     })
 }
 
@@ -128,12 +144,14 @@ pub(super) fn first_difference(
     step: &(dyn Fn(u64) + Sync),
 ) -> Option<Offset<Volume>> {
     // A journal may hold any length: what is read at once stays small.
-    let checked = in_order(expected, |sum| {
+    let checked = in_order(expected, |sum, buffer| {
         let mut hasher = blake3::Hasher::new();
         for (at, len) in pieces(&[(sum.at, sum.len)]) {
-            hasher.update(
-                &volume.read_vec(Offset::new(at), usize::try_from(len).unwrap_or(usize::MAX)).ok().unwrap_or_default(),
-            );
+            let bytes = room(buffer, len);
+            if volume.read_at(Offset::new(at), bytes).is_err() {
+                return Ok(Some(Offset::new(at)));
+            }
+            hasher.update(bytes);
         }
         step(sum.len);
         Ok((*hasher.finalize().as_bytes() != sum.sum).then_some(Offset::new(sum.at)))

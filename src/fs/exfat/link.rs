@@ -447,19 +447,19 @@ impl Host for ExFat {
     fn free_units(&self) -> u64 {
         self.root().bitmap.as_deref().map_or(0, |bitmap| self.free_in(bitmap).into())
     }
-    fn estimate(&self, job: &Job<'_>) -> Estimate {
+    fn needs(&self, job: &Job<'_>, staging: Option<&Staging>) -> Estimate {
         let copy_units = self.copy_clusters(job);
         let unit = self.boot.cluster_bytes();
         let Ok(scan) = self.scanned() else { return Estimate { copy_units, ..Estimate::default() } };
         let metadata_units = self.growth(scan, job).map_or(0, |growth| growth.clusters());
         // Where there is too little space, every sector of bitmap and table may change.
-        let (groups, slack) = match self.build(scan, job) {
-            Ok(staging) => {
+        let (groups, slack) = match staging {
+            Some(staging) => {
                 let interim = staging.interim.iter().map(|(_, write)| write);
                 let writes = staging.groups.iter().flat_map(|g| &g.writes).chain(interim);
-                (writes.map(|w| w.bytes.len() as u64).sum(), staging.slack)
+                (writes.map(|w| w.bytes.len() as u64).sum(), staging.slack.as_slice())
             }
-            Err(_) => (self.boot.fat_bytes().saturating_add(self.boot.bitmap_bytes().saturating_mul(2)), Vec::new()),
+            None => (self.boot.fat_bytes().saturating_add(self.boot.bitmap_bytes().saturating_mul(2)), &[][..]),
         };
         // Old and new contents, and what says where they belong.
         let records = groups / SECTOR;
@@ -477,11 +477,7 @@ impl Host for ExFat {
                 .saturating_add(64 << 10),
         }
     }
-    fn link(&self, job: &Job<'_>) -> Result<Staging> {
-        let reasons = self.refusals(job.image)?;
-        if !reasons.is_empty() {
-            return Err(refused(reasons.join("; ")));
-        }
+    fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         self.build(self.scanned()?, job)
     }
     fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {

@@ -425,14 +425,14 @@ impl Host for ExtFs {
     fn free_units(&self) -> u64 {
         self.census().map_or(0, Census::free)
     }
-    fn estimate(&self, job: &Job<'_>) -> Estimate {
+    fn needs(&self, job: &Job<'_>, staging: Option<&Staging>) -> Estimate {
         let unit = self.ext.unit().max(1);
         let copied = |e: &NewEntry| match &e.kind {
             NewKind::File { size, content: Content::Copied } => size.div_ceil(unit),
             _ => 0,
         };
         let copy_units = job.tree.entries.iter().map(copied).fold(0, u64::saturating_add);
-        let Ok(staging) = self.build_staging(job) else {
+        let Some(staging) = staging else {
             // What there is too little space for has at least these.
             return Estimate { copy_units, ..Estimate::default() };
         };
@@ -458,11 +458,7 @@ impl Host for ExtFs {
         let all = job.tree.entries.iter().enumerate();
         all.flat_map(|(n, e)| Kept::of(&self.ext, &e.xattrs).left_out.into_iter().map(move |name| (n, name))).collect()
     }
-    fn link(&self, job: &Job<'_>) -> Result<Staging> {
-        let reasons = self.refusals(job.image)?;
-        if !reasons.is_empty() {
-            return Err(refused(reasons.join("; ")));
-        }
+    fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         self.build_staging(job)
     }
     fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {

@@ -451,18 +451,22 @@ impl Host for Fat {
     fn free_units(&self) -> u64 {
         self.table.free().into()
     }
-    fn estimate(&self, job: &Job<'_>) -> Estimate {
+    fn needs(&self, job: &Job<'_>, staging: Option<&Staging>) -> Estimate {
         let copy_units = self.copy_clusters(job);
         let unit = self.boot.cluster_bytes();
-        let Ok(scan) = self.scanned() else { return Estimate { copy_units, ..Estimate::default() } };
-        let metadata_units = self.growth(scan, job).map_or(0, |growth| growth.clusters());
-        // Where there is too little space, every sector of the tables may change.
-        let (groups, slack) = match self.build(scan, job) {
-            Ok(staging) => {
+        let (metadata_units, groups, slack) = match staging {
+            Some(staging) => {
+                let fresh: u64 = staging.fresh.iter().map(|f| f.bytes.len() as u64).sum();
                 let writes = staging.groups.iter().flat_map(|g| &g.writes);
-                (writes.map(|w| w.bytes.len() as u64).sum(), staging.slack)
+                let changed = writes.map(|w| w.bytes.len() as u64).sum::<u64>();
+                (fresh.div_ceil(unit.max(1)), changed, staging.slack.as_slice())
             }
-            Err(_) => (self.table_len().saturating_mul(self.boot.fats.into()), Vec::new()),
+            // Where there is too little space, every sector of the tables may change.
+            None => {
+                let growth = self.scanned().and_then(|scan| self.growth(scan, job));
+                let tables = self.table_len().saturating_mul(self.boot.fats.into());
+                (growth.map_or(0, |growth| growth.clusters()), tables, &[][..])
+            }
         };
         // Old and new contents, and what says where they belong.
         let records = groups / SECTOR;
@@ -480,11 +484,7 @@ impl Host for Fat {
                 .saturating_add(64 << 10),
         }
     }
-    fn link(&self, job: &Job<'_>) -> Result<Staging> {
-        let reasons = self.refusals(job.image)?;
-        if !reasons.is_empty() {
-            return Err(refused(reasons.join("; ")));
-        }
+    fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         self.build(self.scanned()?, job)
     }
     fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {

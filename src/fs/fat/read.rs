@@ -241,34 +241,36 @@ impl Fat {
 /// gives is taken as free, and noted.
 fn load(volume: &dyn ReadAt<Volume>, boot: &Boot, order: &[u32], faults: &mut Vec<String>) -> Vec<u8> {
     let len = boot.width.bytes_for(u64::from(boot.clusters).saturating_add(2)).min(boot.fat_bytes());
-    let read = |from: u64, part: u64| {
-        let size = usize::try_from(part).ok()?;
-        order.iter().find_map(|fat| volume.read_vec(Offset::new(boot.fat_at(*fat).saturating_add(from)), size).ok())
+    // To the end of `out`, which has room for it; whether it could be read.
+    let read = |from: u64, part: u64, out: &mut Vec<u8>| {
+        let start = out.len();
+        let Some(end) = usize::try_from(part).ok().and_then(|size| start.checked_add(size)) else { return false };
+        out.resize(end, 0);
+        let room = out.get_mut(start..).unwrap_or_default();
+        let mut places = order.iter().map(|fat| Offset::new(boot.fat_at(*fat).saturating_add(from)));
+        places.any(|at| volume.read_at(at, room).is_ok()) || {
+            out.truncate(start);
+            false
+        }
     };
-    let mut out = Vec::new();
     let mut from = 0u64;
     // Nothing is kept for what lies beyond the end of a volume that was cut off.
     let len = len.min(volume.len().saturating_sub(boot.fat_at(0)));
+    let mut out = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
     while from < len {
         let chunk = len.saturating_sub(from).min(CHUNK);
         let end = from.saturating_add(chunk);
-        match read(from, chunk) {
-            Some(bytes) => out.extend_from_slice(&bytes),
-            None => {
-                let mut at = from;
-                while at < end {
-                    let part = end.saturating_sub(at).min(PIECE);
-                    match read(at, part) {
-                        Some(bytes) => out.extend_from_slice(&bytes),
-                        None => {
-                            if faults.len() < 100 {
-                                faults.push(format!("FAT: {part} bytes from its byte {at:#x} on can't be read"));
-                            }
-                            out.resize(out.len().saturating_add(usize::try_from(part).unwrap_or(0)), 0);
-                        }
+        if !read(from, chunk, &mut out) {
+            let mut at = from;
+            while at < end {
+                let part = end.saturating_sub(at).min(PIECE);
+                if !read(at, part, &mut out) {
+                    if faults.len() < 100 {
+                        faults.push(format!("FAT: {part} bytes from its byte {at:#x} on can't be read"));
                     }
-                    at = at.saturating_add(part);
+                    out.resize(out.len().saturating_add(usize::try_from(part).unwrap_or(0)), 0);
                 }
+                at = at.saturating_add(part);
             }
         }
         from = end;

@@ -10,7 +10,7 @@ use crate::fs::fat::table::Next;
 use crate::fs::host::{HostFile, HostImage};
 
 /// Bytes that are compared at once.
-const CHUNK: u64 = 4 << 20;
+const CHUNK: u64 = 1 << 20;
 
 /// Every reason, one sentence each.
 pub(super) fn refusals(fat: &Fat, image: &HostImage) -> Result<Vec<String>> {
@@ -65,10 +65,12 @@ fn of_the_volume(fat: &Fat) -> Result<Vec<String>> {
 
 fn tables_differ(fat: &Fat) -> Result<Option<String>> {
     let mut from = 0u64;
+    let mut bytes = Vec::new();
     for chunk in fat.table.bytes().chunks(usize::try_from(CHUNK).unwrap_or(usize::MAX)) {
         for other in 0..fat.boot.fats {
             let at = fat.boot.fat_at(other).saturating_add(from);
-            let bytes = fat.volume.read_vec(Offset::new(at), chunk.len())?;
+            bytes.resize(chunk.len(), 0);
+            fat.volume.read_at(Offset::new(at), &mut bytes)?;
             if bytes != chunk {
                 let i = bytes.iter().zip(chunk).take_while(|(a, b)| a == b).count();
                 let byte = from.saturating_add(i as u64);

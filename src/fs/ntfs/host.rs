@@ -159,18 +159,18 @@ impl Host for Ntfs {
         let clusters = self.reader.context(0).clusters;
         self.state().map_or(0, |s| s.census.clusters.clear_runs(clusters).iter().map(|r| r.len).sum())
     }
-    fn estimate(&self, job: &Job<'_>) -> Estimate {
+    fn needs(&self, job: &Job<'_>, staging: Option<&Staging>) -> Estimate {
         let copy_units = self.copy_units(job);
         let unit = self.reader.boot.cluster;
-        let (metadata_units, changed, kept) = match self.state().and_then(|state| link::build(self, state, job)) {
-            Ok(staging) => {
+        let (metadata_units, changed, kept) = match staging {
+            Some(staging) => {
                 let filled: u64 = staging.filled.iter().map(|(_, len)| len.div_ceil(unit)).sum();
                 let writes = staging.groups.iter().flat_map(|g| &g.writes).chain(staging.interim.iter().map(|i| &i.1));
                 let changed: u64 = writes.map(|w| w.bytes.len() as u64).sum();
                 let kept: u64 = staging.slack.iter().map(|(_, len)| u64::from(*len).saturating_add(1088)).sum();
                 (filled.saturating_sub(copy_units), changed, kept)
             }
-            Err(_) => {
+            None => {
                 let (units, changed) = self.worst(job);
                 (units, changed, 0)
             }
@@ -201,11 +201,7 @@ impl Host for Ntfs {
         }
         out
     }
-    fn link(&self, job: &Job<'_>) -> Result<Staging> {
-        let reasons = self.refusals(job.image)?;
-        if !reasons.is_empty() {
-            return Err(Error::Refused(reasons.join("; ")));
-        }
+    fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         link::build(self, self.state()?, job)
     }
     fn audit(&self, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {

@@ -1,6 +1,6 @@
 //! NTFS as guest or as host, for reading: facts, walk, streams.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rayon::prelude::*;
 
@@ -26,13 +26,6 @@ const SWEEP: u64 = 128 << 10;
 const BATCH: usize = 16;
 /// Bytes of other metadata that are read at a time.
 const PIECE: u64 = 1 << 20;
-
-/// A stretch of `$MFT`: its bytes, and what was found in them.
-#[derive(Default)]
-struct Stretch {
-    bytes: Vec<u8>,
-    chunk: Chunk,
-}
 
 /// An NTFS volume.
 pub struct Ntfs {
@@ -138,11 +131,10 @@ impl Ntfs {
         bits.and_then(|b| b.read_vec(Offset::new(0), usize::try_from(want.min(b.len())).unwrap_or(0)))
             .unwrap_or_default()
     }
-    /// Sweeps the stretch of `$MFT` that begins at `at`.
-    fn sweep(&self, at: u64, in_use: &[u8], stretch: &mut Stretch) {
+    /// Sweeps the stretch of `$MFT` that begins at `at`; its bytes go to `buffer`, whatever is in that.
+    fn sweep(&self, at: u64, in_use: &[u8], chunk: &mut Chunk, buffer: &mut Vec<u8>) {
         let record = self.reader.boot.record;
         let len = usize::try_from(self.reader.mft.len().saturating_sub(at).min(SWEEP)).unwrap_or(0);
-        let Stretch { bytes: buffer, chunk } = stretch;
         buffer.resize(len, 0);
         chunk.clear();
         let whole = self.reader.read_mft(Offset::new(at), buffer);
@@ -215,17 +207,24 @@ impl FileSystem for Ntfs {
         let in_use = self.in_use();
         let files = in_use.iter().map(|bits| bits.count_ones() as usize).fold(0, usize::saturating_add);
         let mut merge = Merge::new(&self.reader, files);
+        // One buffer for each thread, that stays in its core's cache.
+        let buffers: Vec<Mutex<Vec<u8>>> = (0..=rayon::current_num_threads()).map(|_| Mutex::default()).collect();
         let (mut swept, mut next) = (Vec::new(), Vec::new());
         let mut at = 0u64;
         let len = self.reader.mft.len();
         while at < len || !swept.is_empty() {
             let count = usize::try_from(len.saturating_sub(at).div_ceil(SWEEP)).unwrap_or(BATCH).min(BATCH);
-            next.resize_with(count, Stretch::default);
+            next.resize_with(count, Chunk::default);
             rayon::join(
-                || swept.iter_mut().for_each(|stretch: &mut Stretch| merge.add(&mut stretch.chunk)),
+                || swept.iter_mut().for_each(|chunk| merge.add(chunk)),
                 || {
-                    next.par_iter_mut().enumerate().for_each(|(i, stretch)| {
-                        self.sweep(at.saturating_add((i as u64).saturating_mul(SWEEP)), &in_use, stretch);
+                    next.par_iter_mut().enumerate().for_each(|(i, chunk)| {
+                        let at = at.saturating_add((i as u64).saturating_mul(SWEEP));
+                        let own = buffers.get(rayon::current_thread_index().map_or(0, |n| n.saturating_add(1)));
+                        match own.and_then(|own| own.try_lock().ok()) {
+                            Some(mut buffer) => self.sweep(at, &in_use, chunk, &mut buffer),
+                            None => self.sweep(at, &in_use, chunk, &mut Vec::new()),
+                        }
                     });
                 },
             );
