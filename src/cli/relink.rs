@@ -76,6 +76,7 @@ impl Relink {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         if self.commit {
             s.out.never_stop();
+            super::small_pages();
         }
         if let (Some(journal), Some(manifest)) = (&self.journal, &self.manifest)
             && same_path(journal, manifest)
@@ -123,7 +124,6 @@ impl Relink {
 
     fn commit(&self, s: &mut Session<'_>, prepared: &Prepared, journal: &std::path::Path) -> Result<u8, End> {
         s.out.flush()?;
-        super::small_pages();
         let done = {
             let _guard = signals::finish_first(journal);
             let steps = Steps::new();

@@ -6,6 +6,12 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::extent::{Extent, Map, Offset, Stream, Volume};
 
+mod sort;
+#[cfg(test)]
+mod tests;
+
+use sort::{sort_entries, sort_streams};
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -398,6 +404,10 @@ pub struct TreeBuilder {
     problems: Vec<Problem>,
 }
 
+/// The longest path of an entry that is listed, in bytes with `/` before each name. Windows knows paths of 32,767 UTF-16 units, other
+/// systems shorter ones. Without a limit, directories in directories would cost the square of their number.
+const MAX_PATH: usize = 64 << 10;
+
 /// The next position of an arena; a volume that fills four thousand million of them is refused by the caller's bounds.
 fn next(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
@@ -502,11 +512,14 @@ impl TreeBuilder {
         self.problems.push(Problem { object, what: error.to_string(), hides: false });
     }
     /// The tree below `root`. A second name of a directory and whatever is in a cycle of directories is left out and
-    /// noted as a problem: what the order lists is a tree. Linear but for sorting siblings by name.
+    /// noted as a problem, and so is an entry whose path is longer than any system can use: what the order lists is a tree,
+    /// and all of its paths together are no more than a multiple of its entries. Linear but for sorting siblings by name.
     pub fn finish(mut self, root: ObjectId) -> Tree {
         let count = self.objects.len();
-        let first_stream = self.sort_streams();
-        let (by_parent, children) = self.sort_entries();
+        let (first_stream, (by_parent, children)) = rayon::join(
+            || sort_streams(&mut self.streams, &self.names, count),
+            || sort_entries(&self.entries, &self.names, count),
+        );
         let mut entry_of_dir: Vec<Option<EntryId>> = vec![None; count];
         let mut seen = vec![false; count];
         if let Some(seen) = seen.get_mut(root.index()) {
@@ -518,14 +531,21 @@ impl TreeBuilder {
             let (start, end) = children.get(dir.index()).copied().unwrap_or_default();
             by_parent.get(start as usize..end as usize).unwrap_or_default()
         };
-        let mut stack = vec![of(root).iter()];
-        while let Some(top) = stack.last_mut() {
+        // Of each directory on the way, the entries that are yet to come, and the length of its path.
+        let mut stack = vec![(of(root).iter(), 0usize)];
+        let mut too_long: (u64, Option<ObjectId>) = (0, None);
+        while let Some((top, above)) = stack.last_mut() {
             let Some(&id) = top.next() else {
                 stack.pop();
                 continue;
             };
             let Some(entry) = self.entries.get(id.index()) else { continue };
             let object = entry.object;
+            let len = above.saturating_add(1).saturating_add(entry.name.len.into());
+            if len > MAX_PATH {
+                too_long = (too_long.0.saturating_add(1), too_long.1.or(Some(object)));
+                continue;
+            }
             if self.objects.get(object.index()).is_some_and(|o| o.kind == Kind::Dir) {
                 match seen.get_mut(object.index()) {
                     Some(seen) if !*seen => *seen = true,
@@ -544,11 +564,20 @@ impl TreeBuilder {
                 }
                 order.push(id);
                 depth.push(next(stack.len()));
-                stack.push(of(object).iter());
+                stack.push((of(object).iter(), len));
             } else {
                 order.push(id);
                 depth.push(next(stack.len()));
             }
+        }
+        if too_long.0 > 0 {
+            self.problems.push(Problem {
+                object: too_long.1,
+                what: format!(
+                    "{} entries: expected paths of at most {MAX_PATH} bytes, left out with what lies in them",
+                    too_long.0
+                ),
+            });
         }
         Tree {
             root,
@@ -567,57 +596,5 @@ impl TreeBuilder {
             children,
             by_parent,
         }
-    }
-    /// Sorts streams by object, unnamed first; gives the first stream of each object and one more.
-    fn sort_streams(&mut self) -> Vec<u32> {
-        let names = &self.names;
-        let text = |name: NameId| name.of(names);
-        // Readers add them in order, nearly always: then this is one pass.
-        self.streams.sort_by(|a, b| a.object.cmp(&b.object).then_with(|| a.name.map(text).cmp(&b.name.map(text))));
-        let mut first = Vec::with_capacity(self.objects.len().saturating_add(1));
-        let mut at = 0usize;
-        for object in 0..=self.objects.len() {
-            while self.streams.get(at).is_some_and(|s| s.object.index() < object) {
-                at = at.saturating_add(1);
-            }
-            first.push(next(at));
-        }
-        first
-    }
-    /// Entries by parent, then by name; and each object's range of them.
-    fn sort_entries(&self) -> (Vec<EntryId>, Vec<(u32, u32)>) {
-        let name = |id: &EntryId| self.entries.get(id.index()).map(|e| e.name).unwrap_or_default().of(&self.names);
-        // By parent in two passes over the entries: count, then place. The root's entry for itself is no child of it.
-        let entries = || (0..).map(EntryId).zip(&self.entries).filter(|(_, e)| e.parent != e.object);
-        let mut children = vec![(0u32, 0u32); self.objects.len()];
-        for (_, e) in entries() {
-            if let Some((_, count)) = children.get_mut(e.parent.index()) {
-                *count = count.saturating_add(1);
-            }
-        }
-        let mut at = 0u32;
-        for (start, end) in &mut children {
-            *start = at;
-            at = at.saturating_add(*end);
-            *end = *start;
-        }
-        let mut ids = vec![EntryId(0); at as usize];
-        for (id, e) in entries() {
-            if let Some((_, end)) = children.get_mut(e.parent.index())
-                && let Some(slot) = ids.get_mut(*end as usize)
-            {
-                *slot = id;
-                *end = end.saturating_add(1);
-            }
-        }
-        // Then the names of each directory, which are often in order, or in a few stretches that are.
-        for &(start, end) in &children {
-            if let Some(siblings) = ids.get_mut(start as usize..end as usize)
-                && siblings.len() > 1
-            {
-                siblings.sort_by(|a, b| name(a).cmp(name(b)));
-            }
-        }
-        (ids, children)
     }
 }

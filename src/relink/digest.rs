@@ -7,7 +7,7 @@ use crate::stack::Level;
 use crate::txn::{Fresh, Staging};
 
 /// Bytes that are gathered before they are hashed.
-const GATHERED: usize = 64 << 10;
+const GATHERED: usize = 128 << 10;
 
 /// BLAKE3 over the volumes of an image: their names and sizes, and of each the paths, kinds, streams, sizes and
 /// extents. Times are left out: they depend on the time zone that FAT is read in.

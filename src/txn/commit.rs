@@ -235,8 +235,10 @@ enum New<'a> {
 
 /// The sector at `at`, with zeros where it lies in `zeros`.
 fn zeroed(mut sector: Contents, at: u64, zeros: &std::ops::Range<u64>) -> Contents {
-    let inside = sector.iter_mut().zip(at..).filter(|(_, at)| zeros.contains(at));
-    inside.for_each(|(byte, _)| *byte = 0);
+    let place = |of: u64| usize::try_from(of.saturating_sub(at).min(SECTOR)).unwrap_or_default();
+    if let Some(inside) = sector.get_mut(place(zeros.start)..place(zeros.end)) {
+        inside.fill(0);
+    }
     sector
 }
 

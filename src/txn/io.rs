@@ -11,7 +11,7 @@ use crate::txn::body::Sum;
 /// The most bytes that are read or written at once, and that one checksum covers.
 pub(super) const PIECE: u64 = 1 << 20;
 /// How many are in flight: more gain nothing, also from a cold device.
-const IN_FLIGHT: usize = 16;
+const IN_FLIGHT: usize = 8;
 /// Two places that are nearer than this are read in one go.
 const NEAR: u64 = 32 << 10;
 /// The most that scattered places which are near to each other are read in.
@@ -105,7 +105,9 @@ pub(super) fn scattered<R: Send>(
         }
         Ok(out)
     });
-    read.unwrap_or_default().into_iter().flatten().collect()
+    let mut all = Vec::with_capacity(ranges.len());
+    read.unwrap_or_default().into_iter().for_each(|some| all.extend(some));
+    all
 }
 
 /// Cuts ranges into pieces that are summed one by one.

@@ -196,17 +196,17 @@ pub fn fix_up(block: &mut [u8]) -> Result<(), &'static str> {
     if at < 8 || at.saturating_add(count.saturating_mul(2)) > STRIDE.saturating_sub(2) {
         return Err("the fix-ups within the first 510 bytes");
     }
-    let (first, _) = block.split_at_mut_checked(STRIDE).ok_or("512 bytes")?;
-    let mut array = [0u8; STRIDE];
-    array.copy_from_slice(first);
-    let mut saved = array.get(at..).unwrap_or_default().chunks_exact(2);
-    let check = saved.next().ok_or("a fix-up")?;
-    for (stride, saved) in block.chunks_exact_mut(STRIDE).zip(saved) {
-        let Some(end) = stride.last_chunk_mut::<2>() else { continue };
-        if end != check {
+    let two = |block: &[u8], at: usize| block.get(at..).and_then(|b| b.first_chunk::<2>().copied());
+    let check = two(block, at).ok_or("a fix-up")?;
+    let (mut from, mut end) = (at, 0usize);
+    for _ in 1..count {
+        (from, end) = (from.saturating_add(2), end.saturating_add(STRIDE));
+        let saved = two(block, from).ok_or("a fix-up")?;
+        let place = block.get_mut(..end).and_then(|b| b.last_chunk_mut::<2>()).ok_or("512 bytes")?;
+        if *place != check {
             return Err("fix-ups that agree (the write was torn, or the record overwritten)");
         }
-        end.copy_from_slice(saved);
+        *place = saved;
     }
     Ok(())
 }
@@ -267,6 +267,8 @@ pub struct Attributes<'a> {
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = Result<Attribute<'a>>;
+    // Called for each attribute of a volume: an attribute that is handed on in memory costs more than finding it.
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let at = self.at;
         if at == usize::MAX {
@@ -329,6 +331,7 @@ pub enum Body<'a> {
 }
 
 impl<'a> Attribute<'a> {
+    #[inline(always)]
     fn decode(f: Fields<'a, Volume>, kind: u32, at: usize) -> Result<Self> {
         let name = f.slice(f.u16(0x0A)?.into(), usize::from(f.u8(9)?).saturating_mul(2))?;
         let body = match f.u8(8)? {

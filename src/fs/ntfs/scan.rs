@@ -189,6 +189,7 @@ impl Chunk {
         rec.pieces = Span::from(pieces, self.pieces.len());
         self.recs.push(rec);
     }
+    #[inline(always)]
     fn attribute(&mut self, a: &Attribute<'_>, rec: &mut Rec, at: Offset<Volume>, context: Context) {
         let place = at.saturating_add(a.at as u64);
         match (a.kind, a.body) {
