@@ -572,6 +572,7 @@ impl TreeBuilder {
         }
         if too_long.0 > 0 {
             self.problems.push(Problem {
+                hides: true,
                 object: too_long.1,
                 what: format!(
                     "{} entries: expected paths of at most {MAX_PATH} bytes, left out with what lies in them",
