@@ -8,16 +8,10 @@ use rayon::prelude::*;
 use crate::container::Role;
 use crate::error::{Error, Result};
 use crate::extent::{Offset, What};
-<<<<<<< HEAD
-use crate::fs::host::{HostFile, HostImage, Job};
+use crate::fs::host::{HostFile, HostImage};
 use crate::fs::{FileSystem, StreamId};
 use crate::plan::{self, GuestVolume, Plan, Reason, Verdict};
 use crate::relink::part::{entry_of, part_of};
-=======
-use crate::fs::host::{HostFile, HostImage};
-use crate::fs::{EntryId, FileSystem, ObjectId, StreamId, Tree};
-use crate::plan::{self, GuestVolume, Part, Plan, Reason, Verdict};
->>>>>>> f6d9b6c (Relink: the new state is built once, with the plan; a few buffers instead of many; journal frames of 1 MiB; no question per read)
 use crate::relink::rest::{Rest, name_of};
 use crate::relink::{JobParts, Options, Prepared, digest};
 use crate::source::guard;
