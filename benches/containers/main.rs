@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Noise, UNIMAGE, ok, scratch};
-use unimage::extent::{Layer, Offset};
+use unimage::extent::Offset;
 use unimage::stack::{self, Address, OpenOptions, Stack};
 
 const CLUSTER: u64 = 64 << 10;

@@ -1,8 +1,8 @@
 //! Extraction on a mounted file system: files share the image's blocks where they can, and are copied where they can't.
 //!
-//! 1. [`select`] makes a flat list of what the address and the filters name, with names that the destination can hold.
-//! 2. [`dest`] opens the destination; nothing is ever written outside of it, and no link on the way is followed.
-//! 3. [`run`] makes the directories, then the files in the order of their place on the medium, many at once, then links and
+//! 1. `select` makes a flat list of what the address and the filters name, with names that the destination can hold.
+//! 2. `dest` opens the destination; nothing is ever written outside of it, and no link on the way is followed.
+//! 3. `run` makes the directories, then the files in the order of their place on the medium, many at once, then links and
 //!    special files; the directories' own times and permissions last.
 //! 4. What became of each item is in [`Results`], in the order of the list, whatever the order of the work.
 
