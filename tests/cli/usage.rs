@@ -29,7 +29,10 @@ fn what_makes_no_sense_is_a_usage_error() {
     let cases: &[&[&str]] = &[
         &[],
         &["list"],
-        &["extract", image, "/x"],
+        &["unpack", image, "/x"],
+        &["extract", image],
+        &["verify", image],
+        &["diff", image],
         &["ls"],
         &["ls", ""],
         &["ls", "--json", "--bodyfile", image],
