@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::hash::{hex, unhex};
@@ -54,9 +55,9 @@ pub(super) struct Record {
     pub detail: Option<Detail>,
 }
 
-/// The log of this run.
+/// The log of this run: its file, or why it ended.
 pub(super) struct Log {
-    file: Mutex<Option<File>>,
+    file: Mutex<std::result::Result<File, Errno>>,
     path: PathBuf,
 }
 
@@ -86,7 +87,7 @@ impl Log {
         reserve(&file, 0, (items as u64).saturating_mul(ITEM).saturating_add(4096)).map_err(failed)?;
         let header = Line::Header { schema: SCHEMA.into(), digest: digest.into(), began };
         file.write_all(&line(&header)).map_err(failed)?;
-        Ok(Self { file: Mutex::new(Some(file)), path })
+        Ok(Self { file: Mutex::new(Ok(file)), path })
     }
     /// Reads the log of an earlier run and goes on with it. None where there is none.
     ///
@@ -97,7 +98,7 @@ impl Log {
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd: OwnedFd = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(None),
             Err(e) => return Err(failed(e.into())),
         };
         let file = File::from(fd);
@@ -144,27 +145,31 @@ impl Log {
         };
         // What was torn is cut off, so that the next line begins a line.
         file.set_len(good).map_err(failed)?;
-        Ok(Some((Self { file: Mutex::new(Some(file)), path }, earlier)))
+        Ok(Some((Self { file: Mutex::new(Ok(file)), path }, earlier)))
     }
-    fn put(&self, what: &Line) {
+    fn put(&self, what: &Line) -> std::result::Result<(), Errno> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        // A log that can't be kept any more ends here: what is not in it is done again by a resumed run.
-        if file.as_mut().is_some_and(|f| f.write_all(&line(what)).is_err()) {
-            *file = None;
+        // A log that can't be kept any more ends here, so that nothing stands behind a line that is torn.
+        if let Err(e) = file.as_mut().map_err(|e| *e)?.write_all(&line(what)) {
+            *file = Err(Errno::from_io_error(&e).unwrap_or(Errno::IO));
         }
+        file.as_ref().map_or_else(|e| Err(*e), |_| Ok(()))
     }
     /// Whether everything is in it.
     pub fn is_whole(&self) -> bool {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).is_ok()
     }
     /// A job is about to make its first file.
-    pub fn begun(&self, job: u32) {
-        self.put(&Line::Begun { job });
+    ///
+    /// # Errors
+    /// Why that can't be written down: then the job must not begin, as a resumed run would take its files for somebody else's.
+    pub fn begun(&self, job: u32) -> std::result::Result<(), Errno> {
+        self.put(&Line::Begun { job })
     }
-    /// A job is done.
+    /// A job is done. Where that can't be written down, a resumed run does it again.
     pub fn done(&self, job: u32, records: &[Record]) {
         let items = records.iter().map(entry).collect();
-        self.put(&Line::Done { job, items });
+        let _ = self.put(&Line::Done { job, items });
     }
     /// Everything is done, and in the manifest.
     pub fn remove(self) {
@@ -179,7 +184,7 @@ impl Log {
 /// Reserves room in a file behind `at` without making it longer. Only "no space" counts as a failure: not every file system can.
 pub(super) fn reserve(file: &File, at: u64, len: u64) -> std::io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, at, len) {
-        Err(e @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)) => Err(e.into()),
+        Err(e @ (Errno::NOSPC | Errno::DQUOT)) => Err(e.into()),
         _ => Ok(()),
     }
 }
@@ -235,7 +240,7 @@ mod tests {
         let outcome = Outcome { shared: 5, ..Outcome::of(Method::Reflink, Some(Why::Misaligned)) };
         let detail = Some(Detail { message: "bad".into(), bad: vec![(1, 2)] });
         for job in 0..3 {
-            log.begun(job);
+            log.begun(job).unwrap();
             log.done(job, &[Record { item: job, outcome, hash: Some(vec![1, 255]), detail: detail.clone() }]);
         }
         assert!(log.is_whole());

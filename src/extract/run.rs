@@ -387,12 +387,14 @@ impl Run<'_> {
             let items = self.jobs.items(*job);
             let todo: Vec<u32> = items.iter().copied().filter(|at| !self.is_done(*at)).collect();
             if !todo.is_empty() {
-                if let Some(log) = self.log {
-                    log.begun(number);
-                }
                 let again = self.begun.contains(&number);
                 records.clear();
-                if at < self.jobs.files {
+                if let Some(Err(e)) = self.log.map(|log| log.begun(number)) {
+                    let (outcome, why) = Stop::from(e).outcome();
+                    let detail = Some(Detail { message: format!("the log of the run: {why}"), bad: Vec::new() });
+                    let failed = |at: &u32| Record { item: *at, outcome, hash: None, detail: detail.clone() };
+                    records.extend(todo.iter().map(failed));
+                } else if at < self.jobs.files {
                     self.files(*job, &todo, again, &mut scratch, &mut records);
                 } else {
                     todo.iter().for_each(|at| records.push(self.tail(*at, again)));
