@@ -98,10 +98,11 @@ impl Prepared {
         let now = crate::fs::probe(Arc::new(volume.clone()), crate::fs::ReadOptions::default())?;
         let tree = now.as_ref().map(|fs| fs.walk()).transpose()?;
         let same = tree.as_ref().is_some_and(|tree| digest::of_tree(tree) == digest::of_tree(&self.job.tree));
-        let same_bytes = |(planned, staging): &([u8; 32], Arc<Staging>)| {
-            digest::of_replaced(volume, staging).is_ok_and(|found| found == *planned)
+        let same = match &self.job.new_state {
+            // What can't be read any more is an error of its own, not a change.
+            Some((planned, staging)) if same => digest::of_replaced(volume, staging)? == *planned,
+            _ => same,
         };
-        let same = same && self.job.new_state.as_ref().is_none_or(same_bytes);
         if same && now.is_some_and(|fs| fs.facts().free_units == self.job.host.facts().free_units) {
             return Ok(());
         }
