@@ -436,10 +436,6 @@ pub trait ReadAt<S: Space>: Send + Sync {
     /// # Errors
     /// [`Error::Io`] with the offset, also where the range passes the end; then nothing is said of `buf`.
     fn read_at(&self, at: Offset<S>, buf: &mut [u8]) -> Result<()>;
-    /// Says that these bytes are about to be read: they can be fetched meanwhile. Nothing is promised, and nothing fails.
-    fn will_read(&self, range: Range<Offset<S>>) {
-        let _ = range;
-    }
     /// Reads `len` bytes into a new buffer. The range is checked against the length before anything is allocated.
     ///
     /// # Errors

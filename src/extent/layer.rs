@@ -95,15 +95,6 @@ impl<S: Space> ReadAt<S> for MapLayer<S> {
         }
         Ok(())
     }
-    fn will_read(&self, range: Range<Offset<S>>) {
-        for e in self.map.slice(range) {
-            if let What::Stored(place) = e.what
-                && let Ok(below) = self.find(place.layer, e.start)
-            {
-                below.will_read(place.offset..place.offset.saturating_add(e.len));
-            }
-        }
-    }
 }
 
 impl<S: Space> Layer<S> for MapLayer<S> {

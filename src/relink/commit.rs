@@ -13,7 +13,7 @@ use crate::report::manifest;
 use crate::report::path::escape;
 use crate::source::medium::JournalFile;
 use crate::source::{guard, medium};
-use crate::txn::{self, Checked, HostVolume, Sources, Staging};
+use crate::txn::{self, Checked, HostVolume, Sources};
 
 impl Prepared {
     /// Carries it out. `journal` must not exist; with `manifest` the manifest is also written there, a new file too.

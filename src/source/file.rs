@@ -2,13 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FileType, Mode, OFlags, ResolveFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 
 use super::map::FileMap;
 use super::{Found, SourceOptions};
@@ -151,13 +149,6 @@ impl ReadAt<Device> for FileSource {
             return Ok(());
         }
         self.pread(at.get(), buf)
-    }
-    fn will_read(&self, range: Range<Offset<Device>>) {
-        let len = range.end.get().min(self.len).saturating_sub(range.start.get());
-        if len > 0 {
-            // Only a hint: what the kernel makes of it changes no byte.
-            let _ = rustix::fs::fadvise(&self.file, range.start.get(), NonZeroU64::new(len), Advice::WillNeed);
-        }
     }
 }
 

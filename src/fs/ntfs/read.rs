@@ -212,15 +212,7 @@ impl FileSystem for Ntfs {
         let (mut swept, mut next) = (Vec::new(), Vec::new());
         let mut at = 0u64;
         let len = self.reader.mft.len();
-        let batch = SWEEP.saturating_mul(BATCH as u64);
-        let soon = |from: u64| {
-            let from = Offset::new(from.min(len));
-            self.reader.will_read_mft(from..from.saturating_add(batch));
-        };
-        soon(0);
         while at < len || !swept.is_empty() {
-            // From a disk, the next stretches come while these are swept.
-            soon(at.saturating_add(batch));
             let count = usize::try_from(len.saturating_sub(at).div_ceil(SWEEP)).unwrap_or(BATCH).min(BATCH);
             next.resize_with(count, Chunk::default);
             rayon::join(

@@ -126,14 +126,6 @@ impl Reader {
         }
         if rest.is_empty() { Ok(()) } else { Err(Error::past_end(at, end.since(at), self.mft.len())) }
     }
-    /// Says that a stretch of `$MFT` is about to be read.
-    pub fn will_read_mft(&self, range: std::ops::Range<Offset<Stream>>) {
-        for e in self.mft.slice(range) {
-            if let What::Stored(place) = e.what {
-                self.volume.will_read(place.offset..place.offset.saturating_add(e.len));
-            }
-        }
-    }
     /// The bytes of a record, as they are on the disk.
     ///
     /// # Errors
