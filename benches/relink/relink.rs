@@ -96,7 +96,15 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -
         number("written_metadata_bytes"),
         number("written_journal_bytes")
     );
-    println!("  linked {}   copied {}", summary["linked"], summary["copied"]);
+    let seconds = |field: &str| summary[field].as_f64().unwrap_or_else(|| panic!("{field}: {summary}"));
+    let (copying, zeroing) = (seconds("copied_seconds"), seconds("zeroed_seconds"));
+    for (what, time, written, of) in [
+        ("linked, with the plan", best.seconds - copying - zeroing, rest, &summary["linked"]),
+        ("copied", copying, copied, &summary["copied"]),
+        ("slack zeroed", zeroing, zeroed, &serde_json::Value::Null),
+    ] {
+        println!("  part: {what:<23}{time:6.3} s   written {written} B   {of}");
+    }
     let (to, count) = (format!("of={}", target.dir().join("zeros").display()), format!("count={}", best.written));
     let dd = words(&["dd", "if=/dev/zero", &to, "bs=1M", "iflag=count_bytes", &count, "conv=fsync", "status=none"]);
     let dd = measure::in_turns(5, &[dd], || ()).remove(0);

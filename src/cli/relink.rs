@@ -131,20 +131,26 @@ impl Relink {
         };
         let shown = journal.display();
         if self.json {
-            let Done { metadata_bytes, copied_bytes, zeroed_bytes, journal_bytes } = done;
+            let Done { metadata_bytes, copied_bytes, zeroed_bytes, journal_bytes, all, copying, zeroing } = done;
             plan::summary(s, prepared, |row| {
                 row.value("committed", &true)
                     .number("written_metadata_bytes", metadata_bytes)
                     .number("written_copied_bytes", copied_bytes)
                     .number("written_zeroed_bytes", zeroed_bytes)
-                    .number("written_journal_bytes", journal_bytes);
+                    .number("written_journal_bytes", journal_bytes)
+                    .value("commit_seconds", &all.as_secs_f64())
+                    .value("copied_seconds", &copying.as_secs_f64())
+                    .value("zeroed_seconds", &zeroing.as_secs_f64());
             });
         } else {
             s.out.line(&text::clean(&format!(
-                "Done: {} of metadata, {} copied, {} zeroed; journal {shown}: {}.",
+                "Done in {:.2} s: {} of metadata, {} copied in {:.2} s, {} zeroed in {:.2} s; journal {shown}: {}.",
+                done.all.as_secs_f64(),
                 text::size(done.metadata_bytes),
                 text::size(done.copied_bytes),
+                done.copying.as_secs_f64(),
                 text::size(done.zeroed_bytes),
+                done.zeroing.as_secs_f64(),
                 text::size(done.journal_bytes),
             )))?;
             s.out.line(&text::clean(&format!(

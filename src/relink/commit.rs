@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::extent::{Layer, LayerId, Offset, ReadAt, Stream};
@@ -21,6 +22,7 @@ impl Prepared {
     /// # Errors
     /// [`Error::Refused`] with all of the refusals, nothing written; [`Error::Interrupted`] where writing failed.
     pub fn commit(&self, journal: &Path, manifest: Option<&Path>, progress: Progress<'_>) -> Result<Done> {
+        let start = Instant::now();
         let about = &self.job.about;
         let (ground, at, len) = (&self.job.ground, about.volume_at, about.volume_len);
         refuse(self.refusals.clone())?;
@@ -41,7 +43,7 @@ impl Prepared {
         let done =
             medium::create_journal(journal).and_then(|file| self.carry_out(checked, &volume, file, &rows, progress));
         match done {
-            Ok(done) => Ok(done),
+            Ok(done) => Ok(Done { all: start.elapsed(), ..done }),
             Err(e) => {
                 // A manifest of what did not happen would mislead; of what may still happen, it stays.
                 if let (Some(path), false) = (manifest, matches!(e, Error::Interrupted { .. })) {
@@ -83,12 +85,16 @@ impl Prepared {
         rows: &[u8],
         progress: Progress<'_>,
     ) -> Result<Done> {
+        let start = Instant::now();
         let done = txn::commit(checked, volume, journal, self.job.about.clone(), rows, self, &step(progress))?;
         Ok(Done {
             metadata_bytes: done.fresh_bytes.saturating_add(done.switched_bytes),
             copied_bytes: done.copied_bytes,
             zeroed_bytes: done.slack_bytes,
             journal_bytes: done.journal_bytes,
+            all: start.elapsed(),
+            copying: done.copying,
+            zeroing: done.zeroing,
         })
     }
 

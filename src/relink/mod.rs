@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::fs::host::{HostImage, HostName};
 use crate::fs::{FileSystem, Tree};
@@ -98,6 +99,12 @@ pub struct Done {
     pub zeroed_bytes: u64,
     /// Bytes of the journal.
     pub journal_bytes: u64,
+    /// Time on the clock that the whole of it took.
+    pub all: Duration,
+    /// What of it the copies took.
+    pub copying: Duration,
+    /// What of it the zeroing took.
+    pub zeroing: Duration,
 }
 
 /// What [`recover`] or [`undo`] found and did.

@@ -1,6 +1,7 @@
 //! Steps d to f, and their way back: what is written to blocks in use, from a sealed journal and nothing else.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Volume};
@@ -156,6 +157,8 @@ pub(super) struct Hand<'a> {
     pub(super) progress: &'a (dyn Fn(Progress) + Sync),
     /// Bytes that were written.
     pub(super) written: u64,
+    /// Time that the last group of [`forward`](Self::forward), the slack, took.
+    pub(super) last_group: Duration,
     done: u64,
     total: u64,
 }
@@ -168,7 +171,7 @@ impl<'a> Hand<'a> {
         let body = sealed.body;
         let sectors = (body.sectors.len() as u64).saturating_add(body.interim.len() as u64);
         let total = sectors.saturating_mul(SECTOR);
-        Self { host, sealed, progress, written: 0, done: 0, total }
+        Self { host, sealed, progress, written: 0, last_group: Duration::ZERO, done: 0, total }
     }
 
     fn failed(&self, what: &str, cause: &std::io::Error) -> Error {
@@ -224,9 +227,11 @@ impl<'a> Hand<'a> {
     pub(super) fn forward(&mut self) -> Result<()> {
         let body = self.sealed.body;
         for (group, name) in (0u32..).zip(&body.groups) {
+            let start = Instant::now();
             let interim = body.interim.iter().filter(|i| i.before == group).map(|i| (i.number, i.contents)).collect();
             self.write_step(name, interim)?;
             self.write_step(name, body.group(group).iter().map(|s| (s.number, s.new)).collect())?;
+            self.last_group = start.elapsed();
         }
         Ok(())
     }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt};
 use crate::source::medium::JournalFile;
 use crate::txn::apply::{Hand, Survey, refuse_listed};
 use crate::txn::body::{Body, Contents, Interim, Sector};
-use crate::txn::fill::fill;
+use crate::txn::fill::{Effort, fill};
 use crate::txn::io::{pieces, scattered, sums};
 use crate::txn::journal::{Also, Header, Switch};
 use crate::txn::{About, Checked, Fresh, HostVolume, Journal, Overlay, SECTOR, Sources, Staging, State};
@@ -52,6 +53,10 @@ pub struct Committed {
     pub slack_bytes: u64,
     /// Bytes written to the journal.
     pub journal_bytes: u64,
+    /// Time on the clock that the copies took: reading, writing and syncing them.
+    pub copying: Duration,
+    /// Time on the clock that the slack took: reading it, and writing and syncing zeros.
+    pub zeroing: Duration,
 }
 
 /// Sectors whose old contents are in memory at once, beside those that are kept.
@@ -99,12 +104,15 @@ pub fn commit(
     let mut journal = Journal::create(journal, header)
         .map_err(|e| Error::io(format!("making the journal {} (the host was not touched)", path.display()), e))?;
     // b, c
-    if let Err(error) = prepare(&staging, host, &mut journal, manifest, sources, progress) {
-        if !matches!(error, Error::Interrupted { .. }) {
-            mark(&mut journal, State::TakenBack)?;
+    let Spent { copying, zeroing } = match prepare(&staging, host, &mut journal, manifest, sources, progress) {
+        Ok(spent) => spent,
+        Err(error) => {
+            if !matches!(error, Error::Interrupted { .. }) {
+                mark(&mut journal, State::TakenBack)?;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     let sealed = journal.sealed()?;
     let slack_group = u32::try_from(staging.groups.len()).unwrap_or(u32::MAX);
     let slack_bytes = (sealed.body.group(slack_group).len() as u64).saturating_mul(SECTOR);
@@ -114,6 +122,7 @@ pub fn commit(
     hand.forward()?;
     hand.lift(&sealed.switch.open)?;
     let written = hand.written;
+    let zeroing = zeroing.saturating_add(hand.last_group);
     // g
     mark(&mut journal, State::Done)?;
     let copied = staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| *len).fold(0, u64::saturating_add);
@@ -123,6 +132,8 @@ pub fn commit(
         switched_bytes: written.saturating_sub(slack_bytes),
         slack_bytes,
         journal_bytes: journal.written(),
+        copying,
+        zeroing,
     })
 }
 
@@ -152,6 +163,12 @@ fn header(staging: &Staging, host: &HostVolume, about: About) -> Result<Header> 
     Ok(Header { about, switch, free: staging.filled.iter().map(|(at, len)| (at.get(), *len)).collect() })
 }
 
+/// Time on the clock, for what is not the linking itself.
+struct Spent {
+    copying: Duration,
+    zeroing: Duration,
+}
+
 /// Steps b and c. Afterwards the journal is sealed, and the host is what the journal says that it was.
 fn prepare(
     staging: &Arc<Staging>,
@@ -160,7 +177,7 @@ fn prepare(
     manifest: &[u8],
     sources: &dyn Sources,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<()> {
+) -> Result<Spent> {
     let path = journal.path().to_path_buf();
     let failed =
         |doing: String, e: std::io::Error| Error::Interrupted { doing, journal: path.clone(), cause: e.to_string() };
@@ -169,12 +186,17 @@ fn prepare(
     let total = staging.fresh.iter().map(|f| f.bytes.len() as u64);
     let total =
         total.chain(staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| *len)).fold(0, u64::saturating_add);
-    let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress))?;
+    let (start, effort) = (Instant::now(), Effort::default());
+    let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress), &effort)?;
     if !filled.is_empty() {
         host.sync().map_err(|e| failed("making the filled units of the host durable".into(), e))?;
     }
 
-    let mut body = body(staging, host, progress)?;
+    let copying = effort.copies_of(start.elapsed());
+
+    let start = Instant::now();
+    let (mut body, of_slack) = body(staging, host, progress)?;
+    let zeroing = start.elapsed().mul_f64(of_slack);
     body.filled = filled;
     let after = Overlay::new(Arc::new(host.clone()), Arc::clone(staging))?;
     let witnesses: Vec<(u64, u64)> = staging.witnesses.iter().map(|(at, len)| (at.get(), *len)).collect();
@@ -193,7 +215,7 @@ fn prepare(
     if !survey.all_old() || !switch_is_old || survey.blanked > 0 {
         return Err(Error::Refused(format!("{differs}; nothing in use was written")));
     }
-    Ok(())
+    Ok(Spent { copying, zeroing })
 }
 
 /// Makes everything that will be written writable.
@@ -242,8 +264,8 @@ fn zeroed(mut sector: Contents, at: u64, zeros: &std::ops::Range<u64>) -> Conten
     sector
 }
 
-/// Reads the old contents: of groups, and of slack that is not zero.
-fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<Body> {
+/// Reads the old contents: of groups, and of slack that is not zero. Also what part of the work was for slack, 0 to 1.
+fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<(Body, f64)> {
     let too_many = || Error::Unsupported("more than 2^32 sectors to be changed".into());
     let mut body = Body::default();
     body.groups.extend(staging.groups.iter().map(|g| g.name.to_owned()));
@@ -255,11 +277,13 @@ fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Syn
         wanted.extend(writes.map(|(number, bytes)| (number, g, New::Is(bytes))));
         slack_group = g.saturating_add(1);
     }
+    let in_groups = wanted.len();
     for (at, len) in &staging.slack {
         let zeros = at.get()..at.get().saturating_add((*len).into());
         let sectors = zeros.start.checked_div(SECTOR).unwrap_or_default()..zeros.end.div_ceil(SECTOR);
         wanted.extend(sectors.map(|number| (number, slack_group, New::Zeroed(zeros.clone()))));
     }
+    let of_slack = wanted.len().saturating_sub(in_groups) as f64 / wanted.len().max(1) as f64;
     wanted.sort_unstable_by_key(|(number, _, _)| *number);
     let step = counting(Step::ReadingOld, (wanted.len() as u64).saturating_mul(SECTOR), progress);
 
@@ -296,8 +320,7 @@ fn body(staging: &Staging, host: &HostVolume, progress: &(dyn Fn(Progress) + Syn
         }
     }
     body.sectors.sort_by_key(|s| s.group);
-
-    Ok(body)
+    Ok((body, of_slack))
 }
 
 /// The sectors of a write: number and contents.

@@ -1,7 +1,9 @@
 //! Step b: copies and new structures into units that were free.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Stream};
@@ -110,6 +112,28 @@ fn batches(parts: &[Part]) -> Vec<&[Part]> {
     out
 }
 
+/// What filling took, in time of threads: several work at once.
+#[derive(Default)]
+pub(super) struct Effort {
+    copies: AtomicU64,
+    all: AtomicU64,
+}
+
+impl Effort {
+    /// `spent` on `len` bytes, `copied` of which are of copies.
+    fn add(&self, spent: Duration, copied: u64, len: u64) {
+        let spent = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
+        let copies = u128::from(spent).saturating_mul(copied.into()).checked_div(len.into()).unwrap_or_default();
+        self.copies.fetch_add(u64::try_from(copies).unwrap_or(spent), Ordering::Relaxed);
+        self.all.fetch_add(spent, Ordering::Relaxed);
+    }
+    /// What of `time` went into copies.
+    pub(super) fn copies_of(&self, time: Duration) -> Duration {
+        let all = self.all.load(Ordering::Relaxed);
+        if all == 0 { Duration::ZERO } else { time.mul_f64(self.copies.load(Ordering::Relaxed) as f64 / all as f64) }
+    }
+}
+
 /// Fills the free units; durable after the host is synced. Gives the checksums of what was written. `failed` makes the error of
 /// a write that failed.
 pub(super) fn fill(
@@ -118,6 +142,7 @@ pub(super) fn fill(
     sources: &dyn Sources,
     failed: &(dyn Fn(String, std::io::Error) -> Error + Sync),
     step: &(dyn Fn(u64) + Sync),
+    effort: &Effort,
 ) -> Result<Vec<Sum>> {
     let parts = parts(staging);
     let mut left = Left::new();
@@ -131,17 +156,27 @@ pub(super) fn fill(
     in_order(&batches(&parts), |batch, buf| {
         let at = batch.first().map_or(0, |p| p.at);
         let len: u64 = batch.iter().map(|p| p.len).fold(0, u64::saturating_add);
+        let mut copied = 0u64;
+        let mut start = Instant::now();
         buf.clear();
         buf.resize(size(len), 0);
         for part in *batch {
             let from = size(part.at.saturating_sub(at));
             let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
             read_part(staging, &open, part, room)?;
+            // Decoding one copy can take longer than writing a thousand new structures: reading is timed for each part.
+            let is_copy = if matches!(part.from, From::Copy(..)) { part.len } else { 0 };
+            copied = copied.saturating_add(is_copy);
+            let now = Instant::now();
+            effort.add(now.duration_since(start), is_copy, part.len);
+            start = now;
         }
         let place = Offset::new(at);
         host.write_at(place, buf).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
         step(len);
-        Ok(Sum { at, len, sum: *blake3::hash(buf).as_bytes() })
+        let sum = *blake3::hash(buf).as_bytes();
+        effort.add(start.elapsed(), copied, len);
+        Ok(Sum { at, len, sum })
     })
 }
 

@@ -84,8 +84,16 @@ fn every_field_of_the_writing_verbs_is_described() {
     let relink = ["relink", &image, "--into", "/out", "--json", "--journal", journal, "--commit", "--manifest"];
     let relink = [&relink[..], &[manifest.to_str().unwrap()]].concat();
     let plan = json(&["plan", "--json", &image]);
+    let start = std::time::Instant::now();
     let relinked = json(&relink);
-    assert_eq!(relinked.last().unwrap()["committed"], true);
+    let clock = start.elapsed().as_secs_f64();
+    let summary = relinked.last().unwrap();
+    assert_eq!(summary["committed"], true);
+    let seconds = |field: &str| summary[field].as_f64().unwrap();
+    assert!(summary["written_copied_bytes"].as_u64().unwrap() > 0, "a guest without copies shows nothing: {summary}");
+    assert!(seconds("copied_seconds") > 0.0, "{summary}");
+    assert!(seconds("copied_seconds") + seconds("zeroed_seconds") < seconds("commit_seconds"), "{summary}");
+    assert!(seconds("commit_seconds") <= clock, "{summary}");
     let lines = fs::read_to_string(&manifest).unwrap();
     let manifest: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     // The manifest has the rows of the relink, and these are the rows of the plan.
