@@ -93,7 +93,7 @@ impl Relink {
             remove_chain: self.remove_chain,
             decode_first: self.commit,
         };
-        let prepared = plan::prepare(s, &self.address, &options)?;
+        let prepared = plan::prepare(&s.open_image(&self.address)?, &options)?;
         plan::print(s, &prepared, "unimage/relink/1", self.json, self.files)?;
         if !prepared.refusals.is_empty() {
             if self.json {

@@ -343,7 +343,9 @@ impl<'r> Copy<'r> {
 
     /// What it has become, when all its parts are written.
     fn end(&mut self, parts: &[Part]) {
-        let why = why(self.source, self.stream, parts, self.run, self.no_share);
+        let run = self.run;
+        let no_sharing = self.no_share || !run.shares();
+        let why = why(self.source, self.stream, parts, run.options.link == super::Link::Never, no_sharing);
         let outcome = &mut self.outcome;
         (outcome.method, outcome.why) = if self.size == 0 {
             (Method::Made, Some(Why::Empty))
@@ -370,7 +372,7 @@ impl<'r> Copy<'r> {
 }
 
 /// Why some of a file is copied and not shared: of several reasons the one that is not about its place.
-fn why(source: &Source, stream: StreamId, parts: &[Part], run: &Run<'_>, failed: bool) -> Option<Why> {
+pub(super) fn why(source: &Source, stream: StreamId, parts: &[Part], never: bool, no_sharing: bool) -> Option<Why> {
     use crate::extent::{Encoding, What};
     let encoded = source.tree.extents(stream).iter().find_map(|e| match e.what {
         What::Encoded(Encoding::Inline) => Some(Why::Resident),
@@ -379,13 +381,13 @@ fn why(source: &Source, stream: StreamId, parts: &[Part], run: &Run<'_>, failed:
         What::Encoded(_) => Some(Why::Unreadable),
         _ => None,
     });
-    if encoded.is_some() || run.options.link == super::Link::Never {
+    if encoded.is_some() || never {
         return encoded;
     }
     if parts.iter().any(|p| p.how == How::Decode) {
         return Some(Why::Container);
     }
-    Some(if failed || !run.shares() { Why::NoSharing } else { Why::Misaligned })
+    Some(if no_sharing { Why::NoSharing } else { Why::Misaligned })
 }
 
 /// Writes all of `bytes`.

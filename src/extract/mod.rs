@@ -14,6 +14,7 @@ use crate::stack::Stack;
 
 mod dest;
 mod file;
+mod foresee;
 mod ground;
 mod hash;
 mod jobs;
@@ -27,6 +28,7 @@ mod sys;
 mod tail;
 mod verify;
 
+pub use foresee::{Foreseen, foresee};
 pub use hash::{Algorithm, Hashes, hex, unhex};
 pub use log::beside as log_beside;
 pub use outcome::{Detail, Lost, Method, Outcome, Results, Why};

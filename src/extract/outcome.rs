@@ -99,6 +99,8 @@ whys! {
     FsCompressed = "fs-compressed",
     /// Encrypted by the guest's file system.
     FsEncrypted = "fs-encrypted",
+    /// A named stream, which becomes an extended attribute.
+    Attribute = "attribute",
     /// Image and destination can't share blocks at all; the summary says why.
     NoSharing = "no-sharing",
     /// `--link always`, and not all of it can be shared.

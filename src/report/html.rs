@@ -1,6 +1,7 @@
 //! A plan as one HTML page that needs nothing else: no script, no link, nothing that is loaded. Names of a hostile image are text in
 //! it, whatever is in them.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::{manifest, path, text};
@@ -27,32 +28,55 @@ tr.skip { background: #ffe4e0; }
 <body>
 "#;
 
+/// A row of the page.
+pub struct PlanRow<'p> {
+    /// The verdict's word.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: Cow<'p, str>,
+    /// Bytes.
+    pub size: u64,
+    /// Where it is in the guest.
+    pub path: Vec<u8>,
+    /// Where it will be; empty for nowhere.
+    pub written: Vec<u8>,
+}
+
+/// The rows of a relink's plan.
+pub fn rows(prepared: &Prepared) -> impl Iterator<Item = PlanRow<'_>> {
+    prepared.plan.rows.iter().filter_map(|row| {
+        let guest = prepared.guests.get(row.volume)?;
+        let reason = match row.reason {
+            Some(_) if is_wof(&guest.tree, row) => format!("unreadable: {WOF}").into(),
+            reason => reason.map_or("", Reason::word).into(),
+        };
+        Some(PlanRow {
+            verdict: row.verdict.word(),
+            reason,
+            size: row.stream.map_or(0, |s| guest.tree.stream(s).size),
+            path: manifest::path_of(guest, row),
+            written: row.written.map(|at| prepared.plan.written_path(at)).unwrap_or_default(),
+        })
+    })
+}
+
 /// Writes the page: what the plan says in a few lines, and a table with a row for every file, folder and stream.
 ///
 /// # Errors
 /// What writing meets.
-pub fn plan(out: &mut impl Write, prepared: &Prepared) -> io::Result<()> {
+pub fn plan<'p>(out: &mut impl Write, summary: &[u8], rows: impl Iterator<Item = PlanRow<'p>>) -> io::Result<()> {
     out.write_all(HEAD.as_bytes())?;
-    let mut summary = Vec::new();
-    manifest::summary(&mut summary, prepared);
-    writeln!(out, "<h1>Plan</h1>\n<pre>{}</pre>", escape(&String::from_utf8_lossy(&summary)))?;
+    writeln!(out, "<h1>Plan</h1>\n<pre>{}</pre>", escape(&String::from_utf8_lossy(summary)))?;
     out.write_all(b"<table>\n<tr><th>verdict<th>reason<th>bytes<th>path<th>written as</tr>\n")?;
-    for row in &prepared.plan.rows {
-        let Some(guest) = prepared.guests.get(row.volume) else { continue };
-        let size = row.stream.map_or(0, |s| guest.tree.stream(s).size);
-        let reason = match row.reason {
-            Some(_) if is_wof(&guest.tree, row) => format!("unreadable: {WOF}"),
-            reason => reason.map_or("", Reason::word).to_owned(),
-        };
+    for PlanRow { verdict, reason, size, path, written } in rows {
         let name = |raw: &[u8]| escape(&path::escape(raw));
-        let written = row.written.map(|at| name(&prepared.plan.written_path(at))).unwrap_or_default();
-        let verdict = row.verdict.word();
         writeln!(
             out,
-            "<tr class=\"{verdict}\"><td>{verdict}<td>{}<td class=\"n\">{}<td class=\"p\"><bdi>{}</bdi><td class=\"p\"><bdi>{written}</bdi></tr>",
+            "<tr class=\"{verdict}\"><td>{verdict}<td>{}<td class=\"n\">{}<td class=\"p\"><bdi>{}</bdi><td class=\"p\"><bdi>{}</bdi></tr>",
             escape(&reason),
             text::count(size),
-            name(&manifest::path_of(guest, row)),
+            name(&path),
+            name(&written),
         )?;
     }
     out.write_all(b"</table>\n</body>\n</html>\n")

@@ -3,6 +3,7 @@
 
 pub mod bodyfile;
 pub mod extracted;
+pub mod foreseen;
 pub mod html;
 pub mod json;
 pub mod levels;

@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use crate::error::{Error, Result};
 use crate::source::storage::{Chain, number, parse_number, partitions, read_text, sysfs};
 
@@ -106,7 +108,10 @@ const OWN_ROOT: &str = "/proc/self/root";
 
 /// A line of a mountinfo.
 struct Mount {
+    id: u64,
     device: (u32, u32),
+    /// What of the file system it shows.
+    shows: PathBuf,
     at: PathBuf,
     kind: String,
     source: PathBuf,
@@ -118,11 +123,13 @@ impl Mount {
     /// `36 35 98:0 /root /mount/point options tags - type source options`: see proc_pid_mountinfo(5).
     fn parse(line: &[u8], root: &Path) -> Option<Self> {
         let mut fields = line.split(|b| *b == b' ');
-        let device = parse_number(std::str::from_utf8(fields.nth(2)?).ok()?)?;
-        let at = unescape(fields.nth(1)?);
+        let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let device = parse_number(std::str::from_utf8(fields.nth(1)?).ok()?)?;
+        let shows = unescape(fields.next()?);
+        let at = unescape(fields.next()?);
         fields.find(|f| *f == b"-")?;
         let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-        Some(Self { device, at, kind, source: unescape(fields.next()?), root: root.into() })
+        Some(Self { id, device, shows, at, kind, source: unescape(fields.next()?), root: root.into() })
     }
 
     /// Where its bytes lie: by its device number, and where that is no block device's (FUSE, btrfs), by its source.
@@ -179,6 +186,30 @@ fn mountinfo() -> Result<Vec<Mount>> {
         }
     }
     Ok(out)
+}
+
+/// The mounted file system that a file lies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountedOn {
+    /// Its kind, in the kernel's words.
+    pub kind: String,
+    /// Where it is mounted.
+    pub at: PathBuf,
+    /// What is mounted there.
+    pub source: PathBuf,
+    /// The file's path from the file system's own root.
+    pub path: PathBuf,
+}
+
+/// The mounted file system that `file`, which was opened by `path`, lies on; none where the system does not tell.
+pub fn mounted_on(file: &fs::File, path: &Path) -> Option<MountedOn> {
+    let id = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+    let id = (id.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(id.stx_mnt_id)?;
+    let text = fs::read("/proc/self/mountinfo").ok()?;
+    let mut lines = text.split(|b| *b == b'\n').filter_map(|line| Mount::parse(line, Path::new(OWN_ROOT)));
+    let mount = lines.find(|m| m.id == id)?;
+    let below = path.canonicalize().ok()?.strip_prefix(&mount.at).ok()?.to_path_buf();
+    Some(MountedOn { kind: mount.kind, path: mount.shows.join(below), at: mount.at, source: mount.source })
 }
 
 fn mounts(volume: &Chain) -> Result<BTreeSet<String>> {

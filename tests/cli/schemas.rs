@@ -38,6 +38,7 @@ fn every_field_of_every_row_is_described() {
         ("unimage/ls/1", &["ls", "--json", host.to_str().unwrap()]),
         ("unimage/info/1", &["info", "--json", &nested]),
         ("unimage/map/1", &["map", "--json", &big]),
+        ("unimage/plan/1", &["plan", "--json", image]),
     ];
     for (schema, args) in cases {
         let rows = json(args);

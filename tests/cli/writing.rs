@@ -43,7 +43,7 @@ fn a_refusal_is_listed_by_plan_and_ends_relink() {
         assert!(host.is_untouched() && !host.journal().exists());
     }
     // No image on a host.
-    let out = unimage(["plan", host.file.to_str().unwrap()]).exits(2);
+    let out = unimage(["relink", host.file.to_str().unwrap(), "--into", "/out"]).exits(2);
     assert!(out.stderr.contains("HOST//PATH"), "{out}");
 }
 

@@ -6,6 +6,7 @@ mod common;
 mod ext_support;
 
 mod cli;
+mod foreseen;
 mod full;
 mod hostile;
 mod keep;
