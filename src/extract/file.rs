@@ -17,7 +17,12 @@ use crate::extent::{Layer, Offset, Stream};
 use crate::fs::StreamId;
 
 /// Bytes that are read and written at a time.
-pub(super) const CHUNK: usize = 1 << 20;
+pub(super) const CHUNK: usize = 256 << 10;
+/// Bytes that are written out of the page cache at a time; what is shorter than the least of them is read and written.
+const MAPPED: usize = 1 << 20;
+const MAPPED_LEAST: u64 = 64 << 10;
+/// Bytes behind those at work that are asked to be read ahead.
+const AHEAD: u64 = 4 << 20;
 /// The smallest piece that is tried on its own where a larger one can't be read: a sector.
 const SECTOR: usize = 512;
 /// The same where bytes have to be decoded: each try decodes a whole unit.
@@ -218,7 +223,7 @@ impl<'r> Copy<'r> {
                     }
                     if let (None, Some(file), How::Copy(g, from)) = (&self.hashes, file, part.how)
                         && let Some(ground) = self.run.grounds.get(g)
-                        && let Some(done) = self.by_kernel(ground, from.saturating_add(skip), file, at, end)
+                        && let Some(done) = self.directly(ground, from.saturating_add(skip), file, at, end)
                     {
                         at = at.saturating_add(done);
                         self.outcome.copied = self.outcome.copied.saturating_add(done);
@@ -245,25 +250,41 @@ impl<'r> Copy<'r> {
         Ok(())
     }
 
-    /// Lets the kernel copy; none where it can't, and the bytes are to be read and written.
-    fn by_kernel(&self, ground: &Ground, from: u64, file: &File, at: u64, end: u64) -> Option<u64> {
-        // On file systems that can, the kernel's own copy shares blocks.
-        if self.run.options.link == super::Link::Never || !self.run.kernel_copies() || !ground.regular {
+    /// Copies bytes that lie as they are in a file, without taking them into memory of ours; none where that can't be, and they are
+    /// to be read and written: reading tells which bytes are bad, writing why it can't be done.
+    fn directly(&self, ground: &Ground, from: u64, file: &File, at: u64, end: u64) -> Option<u64> {
+        let left = end.saturating_sub(at);
+        if !ground.regular || left < MAPPED_LEAST {
             return None;
         }
-        let want = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(16 << 20);
+        let done = match self.by_kernel(ground, from, file, at, left) {
+            Some(done) => done,
+            None => {
+                let len = usize::try_from(left).map_or(MAPPED, |n| n.min(MAPPED));
+                let behind = left.saturating_sub(len as u64);
+                if behind > 0 {
+                    ground.soon(from.saturating_add(len as u64), behind.min(AHEAD));
+                }
+                sys::write_from(&ground.file, from, len, file, at).ok().filter(|n| *n > 0)? as u64
+            }
+        };
+        self.run.done_bytes(done);
+        Some(done)
+    }
+    /// Lets the kernel copy; none where it can't, or has no better way than ours.
+    fn by_kernel(&self, ground: &Ground, from: u64, file: &File, at: u64, left: u64) -> Option<u64> {
+        // On file systems that can, the kernel's own copy shares blocks.
+        if self.run.options.link == super::Link::Never || !self.run.kernel_copies() {
+            return None;
+        }
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(16 << 20);
         let (mut from, mut to) = (from, at);
         match rustix::fs::copy_file_range(&ground.file, Some(&mut from), file, Some(&mut to), want) {
-            Ok(0) => None,
-            Ok(n) => {
-                self.run.done_bytes(n as u64);
-                Some(n as u64)
-            }
+            Ok(n) => Some(n as u64).filter(|n| *n > 0),
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 self.run.no_kernel_copies();
                 None
             }
-            // Reading tells which bytes are bad, writing why it can't be done.
             Err(_) => None,
         }
     }

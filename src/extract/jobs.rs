@@ -10,6 +10,10 @@ pub(super) const SMALL: u64 = 128 << 10;
 /// Bytes of files that one job has, at most, and how many of them.
 const JOB_BYTES: u64 = 1 << 20;
 const JOB_FILES: u32 = 128;
+/// Files of a job from which on it ends with their directory: two jobs that make files in one directory wait for each other.
+const JOB_ENDS: u32 = 32;
+/// Files that follow each other on the medium and are done directory by directory, at most; they lie within [`AHEAD`] bytes.
+const WINDOW: usize = 2048;
 /// Bytes behind the place of a job's first file that are asked to be read ahead, at most.
 const AHEAD: u64 = 8 << 20;
 
@@ -102,6 +106,16 @@ impl Jobs {
             }
         }
         placed.sort_unstable();
+        let dir = |at: u32| selection.items.get(at as usize).map(|i| i.dir);
+        let mut left = placed.as_mut_slice();
+        while let Some((ground, start, _)) = left.first().copied() {
+            let near = |(g, byte, _): &(u32, u64, u32)| *g == ground && byte.saturating_sub(start) < AHEAD;
+            let len = left.partition_point(near).clamp(1, WINDOW.min(left.len()));
+            let (window, rest) = left.split_at_mut(len);
+            window.sort_by_key(|(.., at)| dir(*at));
+            left = rest;
+        }
+        let mut before = None;
         let mut job: Option<(Job, u64)> = None;
         for (ground, byte, at) in placed {
             let size = selection.items.get(at as usize).map_or(0, |item| {
@@ -114,7 +128,7 @@ impl Jobs {
             let full = |(job, bytes): &(Job, u64)| {
                 size > SMALL
                     || bytes.saturating_add(size) > JOB_BYTES
-                    || index.saturating_sub(job.from) >= JOB_FILES
+                    || index.saturating_sub(job.from) >= if dir(at) == before { JOB_FILES } else { JOB_ENDS }
                     || job.place.map(|p| p.0) != ground.checked_sub(1)
             };
             if job.as_ref().is_some_and(full)
@@ -122,12 +136,15 @@ impl Jobs {
             {
                 this.jobs.push(done);
             }
+            before = dir(at);
             let place = ground.checked_sub(1).map(|g| (g, byte, 0));
             let (now, bytes) = job.get_or_insert((Job { from: index, to: index, place }, 0));
             now.to = index.saturating_add(1);
             *bytes = bytes.saturating_add(size);
             if let Some((_, start, len)) = &mut now.place {
-                *len = byte.saturating_add(size).saturating_sub(*start).min(AHEAD);
+                let end = start.saturating_add(*len).max(byte.saturating_add(size));
+                *start = byte.min(*start);
+                *len = end.saturating_sub(*start).min(AHEAD);
             }
             if size > SMALL
                 && let Some((done, _)) = job.take()

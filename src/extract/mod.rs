@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::stack::Stack;
 
 mod dest;
+mod dirs;
 mod file;
 mod foresee;
 mod ground;
@@ -26,7 +27,10 @@ mod run;
 mod select;
 mod sys;
 mod tail;
+mod turns;
 mod verify;
+mod work;
+mod write;
 
 pub use foresee::{Foreseen, foresee};
 pub use hash::{Algorithm, Hashes, hex, unhex};

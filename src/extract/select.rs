@@ -54,7 +54,8 @@ pub struct DirAt(u32);
 impl DirAt {
     /// The destination.
     pub const ROOT: Self = Self(0);
-    fn index(self) -> usize {
+    /// The position as a number.
+    pub(super) fn index(self) -> usize {
         self.0 as usize
     }
 }
@@ -211,6 +212,10 @@ impl Selection {
         self.dirs.push(Dir { above: item.dir, item: next(self.items.len()) });
         self.items.push(Item { shape: Shape::Dir(at), ..item });
         at
+    }
+    /// How many directories are written to, the destination among them.
+    pub(super) fn dir_count(&self) -> u32 {
+        next(self.dirs.len())
     }
     /// The directory that a directory is in.
     pub fn dir_above(&self, at: DirAt) -> DirAt {

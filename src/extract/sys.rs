@@ -1,12 +1,13 @@
-//! The calls for which there is no safe wrapper: sharing a range of a file's blocks (`FICLONERANGE`, ioctl_ficlonerange(2)), and
-//! asking whether that can be done (`FIDEDUPERANGE`, ioctl_fideduperange(2)).
-#![expect(unsafe_code, reason = "calls an ioctl")]
+//! What there is no safe wrapper for: sharing a range of a file's blocks (`FICLONERANGE`, ioctl_ficlonerange(2)), asking whether that
+//! can be done (`FIDEDUPERANGE`, ioctl_fideduperange(2)), and a write from a map of another file.
+#![expect(unsafe_code, reason = "calls ioctls, and hands mapped memory to a system call")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
 use rustix::ioctl;
+use rustix::mm::{MapFlags, ProtFlags};
 
 /// `struct file_clone_range` of `linux/fs.h`.
 #[repr(C)]
@@ -78,4 +79,29 @@ pub(super) fn can_share(file: &File, block: u64) -> Result<(), Errno> {
             other => Err(other),
         },
     }
+}
+
+/// Writes bytes of `from` from `at` on, at most `len`, into `to` from `to_at` on, out of the page cache: they are copied once, where
+/// reading them first would copy them twice. Gives how many there were.
+///
+/// # Errors
+/// What the system says, among it `EFAULT` where the first byte can't be read (a bad sector, the file's end).
+pub(super) fn write_from(from: &File, at: u64, len: usize, to: &File, to_at: u64) -> Result<usize, Errno> {
+    let page = rustix::param::page_size() as u64;
+    let skip = at.checked_rem(page).unwrap_or_default();
+    let head = usize::try_from(skip).map_err(|_| Errno::INVAL)?;
+    let size = len.checked_add(head).ok_or(Errno::INVAL)?;
+    let place = libc::off_t::try_from(to_at).map_err(|_| Errno::FBIG)?;
+    // SAFETY: a new map at an address that the system chooses.
+    let map = unsafe {
+        let flags = MapFlags::SHARED;
+        rustix::mm::mmap(std::ptr::null_mut(), size, ProtFlags::READ, flags, from, at.saturating_sub(skip))?
+    };
+    // SAFETY: `head + len` is the length of the map, which is there until below. Only the kernel reads from it: a page that can't be
+    // had is `EFAULT` there, no signal, and no reference is made to bytes that another process may change.
+    let written = unsafe { libc::pwrite(to.as_raw_fd(), map.cast::<u8>().add(head).cast(), len, place) };
+    let written = usize::try_from(written).map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()));
+    // SAFETY: the whole of the map that was made above, and nobody knows of it.
+    let _ = unsafe { rustix::mm::munmap(map, size) };
+    written.map_err(|e| e.unwrap_or(Errno::IO))
 }
