@@ -1,4 +1,4 @@
-//! exFAT as host: a real process killed at every write of a commit, of a recovery and of an undo.
+//! exFAT as host: a real process killed at every write of a commit, of a recovery and of an undo, and with every write failing once.
 
 mod common;
 mod exfat_support;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::host::rows;
 use common::{Seens, guest, scratch, tree};
 use exfat_support::host::{Host, IMAGE, Shape};
-use kill::{Bed, Scene, kill_everywhere, kill_recoveries};
+use kill::{Bed, Scene, fail_everywhere, kill_everywhere, kill_recoveries};
 
 impl Bed for Host {
     fn file(&self) -> &Path {
@@ -71,4 +71,14 @@ fn killed_at_every_call_of_an_undo() {
 #[test]
 fn killed_at_every_call_of_a_recovery() {
     kill_recoveries(&scene("1K", 6, false), if common::long() { 100 } else { 3 });
+}
+
+#[test]
+fn every_call_of_a_commit_fails_once() {
+    fail_everywhere(&scene("1K", 6, false), "relink", &|s| s.host.reset());
+}
+
+#[test]
+fn every_call_of_an_undo_fails_once() {
+    fail_everywhere(&scene("1K", 6, false), "undo", &Scene::to_after);
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::host::{Host, Place, Shape, rows};
 use common::{Seens, UNIMAGE, guest, scratch};
-use kill::{Bed, Scene, kill_everywhere, kill_recoveries};
+use kill::{Bed, Scene, fail_everywhere, kill_everywhere, kill_recoveries};
 
 impl Bed for Host {
     fn file(&self) -> &Path {
@@ -74,46 +74,6 @@ fn killed_at_every_call_of_an_undo() {
 #[test]
 fn killed_at_every_call_of_a_recovery() {
     kill_recoveries(&small(), if common::long() { 100 } else { 3 });
-}
-
-/// Each call fails once with each error; the exit code is never 0 for a host or journal that failed, and `recover` brings it to an end.
-fn fail_everywhere(scene: &Scene<Host>, verb: &str, start: &dyn Fn(&Scene<Host>)) {
-    start(scene);
-    let calls = scene.calls(verb);
-    for (call, count) in &calls {
-        for error in ["EIO", "ENOSPC"] {
-            for n in 1..=*count {
-                let when = format!("{verb} with {error} at {call} number {n}");
-                start(scene);
-                let (out, log) = scene.traced(verb, Some(&format!("inject={call}:error={error}:when={n}")));
-                // Which file it struck: standard output and standard error may fail without harm.
-                let struck = log.lines().find(|l| l.contains("(INJECTED)")).unwrap_or_default().to_owned();
-                let terminal = ["(1<", "(2<"].iter().any(|fd| struck.contains(&format!("{call}{fd}")));
-                if struck.is_empty() || terminal {
-                    assert!(matches!(out.code, 0 | 1 | 3), "{when}: {struck}: {out}");
-                } else if struck.contains("host.img") || struck.contains("/journal") {
-                    // A preallocation that the file system can't do is not an error.
-                    let harmless = call == "fallocate" && (error == "EIO" || out.code == 0);
-                    assert!(harmless || matches!(out.code, 3 | 4), "{when}: {struck}: {out}");
-                    assert!(harmless || !out.stderr.trim().is_empty(), "{when}: {out}");
-                    let text = &out.stderr;
-                    assert!(
-                        harmless
-                            || text.contains("unimage recover")
-                            || scene.host.changed().is_none()
-                            || verb == "undo",
-                        "{when}: no word of what to do: {out}"
-                    );
-                }
-                if terminal && out.code == 0 {
-                    // A failing terminal never changes what is committed.
-                    let expected = if verb == "undo" { "before" } else { "after" };
-                    assert_eq!(scene.settled(&when), expected, "{when}");
-                }
-                scene.recover(&when);
-            }
-        }
-    }
 }
 
 #[test]

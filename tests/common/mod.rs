@@ -19,7 +19,7 @@ pub use fsck::{fsck_exfat, fsck_fat};
 pub use hash::sha256;
 pub use mounts::{Loop, Mount, mounted};
 pub use noise::{Noise, noise};
-pub use run::{Out, UNIMAGE, long, ok, output, run, scratch, unimage};
+pub use run::{Out, UNIMAGE, long, ok, ok_bytes, output, run, scratch, unimage};
 pub use seen::{Seen, Seens, differences, same_tree, sha256_file, tree};
 
 /// The arguments of a command, of several string-like types.

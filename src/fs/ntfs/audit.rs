@@ -2,9 +2,10 @@
 //! where copies and new structures went. It also looks at what no checker of Linux sees: order of indexes, initialized
 //! sizes, link counts, names that Win32 can use, both bitmaps bit by bit.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
@@ -38,8 +39,47 @@ type Copies = HashMap<usize, Places>;
 /// Bytes and, where they are stored, their place.
 pub(super) type Places = Vec<(u64, Option<u64>)>;
 
-/// Names by record, with all that stands beside them.
-type Names = HashMap<u64, Vec<Vec<u8>>>;
+/// Bytes of `$MFT` that are compared at a time.
+const SWEEP: u64 = 1 << 20;
+
+/// The objects that are new, in the order of the new entries.
+#[derive(Debug, Default)]
+pub(super) struct Added {
+    all: Vec<ObjectId>,
+    /// Of each object of the new state, its position in `all`.
+    places: Vec<Option<u32>>,
+}
+
+impl Added {
+    fn new(tree: &Tree) -> Self {
+        Self { all: Vec::new(), places: vec![None; tree.objects().count()] }
+    }
+    /// Whether it was not there yet.
+    fn insert(&mut self, object: ObjectId) -> bool {
+        let at = u32::try_from(self.all.len()).ok();
+        match self.places.get_mut(object.index()) {
+            Some(place @ None) => {
+                *place = at;
+                self.all.push(object);
+                true
+            }
+            _ => false,
+        }
+    }
+    fn place(&self, object: ObjectId) -> Option<usize> {
+        self.places.get(object.index()).copied().flatten().map(|n| n as usize)
+    }
+    fn has(&self, object: ObjectId) -> bool {
+        self.place(object).is_some()
+    }
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &ObjectId> {
+        self.all.iter()
+    }
+}
+
+/// What was asked for of a new object, and where its copy went.
+type Asked<'j> = Option<(&'j NewEntry, Option<Places>)>;
 
 pub(super) struct Audit<'a> {
     old: &'a Ntfs,
@@ -49,9 +89,9 @@ pub(super) struct Audit<'a> {
     pub(super) job: &'a Job<'a>,
     staging: &'a Staging,
     /// Objects of the new state by record.
-    by_number: HashMap<u64, ObjectId>,
+    by_number: Vec<Option<ObjectId>>,
     /// What the host keeps of extended attributes.
-    pub(super) keeper: RefCell<Keeper<'a>>,
+    keeper: Keeper<'a>,
 }
 
 pub(super) fn audit(old: &Ntfs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, staging: &Staging) -> Result<()> {
@@ -65,15 +105,20 @@ pub(super) fn audit(old: &Ntfs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, s
         return Err(wrong(0, "boot sector", "the one of before"));
     }
     let now = new.state()?;
-    let by_number = now.tree.objects().map(|(id, o)| (o.number, id)).collect();
+    let mut by_number = vec![None; now.census.slots.len()];
+    for (id, object) in now.tree.objects() {
+        if let Some(place) = usize::try_from(object.number).ok().and_then(|n| by_number.get_mut(n)) {
+            *place = Some(id);
+        }
+    }
     let before = old.state()?;
-    let keeper = RefCell::new(super::link::keeper(old, before, job)?);
+    let keeper = super::link::keeper(old, before, job)?;
     let audit = Audit { old, before, new: &new, now, job, staging, by_number, keeper };
     audit.whole()?;
     audit.places()?;
-    let added = audit.entries()?;
+    let (added, names) = audit.entries()?;
     audit.older(&added)?;
-    let names = audit.records(&added)?;
+    audit.records(&added)?;
     audit.directories(&added, &names)?;
     audit.slack()
 }
@@ -172,10 +217,12 @@ impl Audit<'_> {
     fn was_there(&self, object: ObjectId) -> bool {
         self.before.census.in_use.get(self.now.tree.object(object).number)
     }
-    /// Each new entry is there, and is what was asked for. The objects that are new.
-    fn entries(&self) -> Result<BTreeSet<ObjectId>> {
+    /// Each new entry is there, and is what was asked for. The objects that are new, and the names of each, with all that stands
+    /// beside them.
+    fn entries(&self) -> Result<(Added, Vec<Vec<Vec<u8>>>)> {
         let tree = &self.now.tree;
-        let mut added = BTreeSet::new();
+        let mut added = Added::new(tree);
+        let mut asked: Vec<Asked<'_>> = Vec::new();
         let mut top = tree.root();
         let fold = |name: &[u8]| self.now.up.fold(&utf16::from_wtf8(name).unwrap_or_default());
         for name in &self.job.tree.into {
@@ -183,8 +230,8 @@ impl Audit<'_> {
             let entry = tree.child_by(top, name, |a, _| fold(a) == wanted);
             let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
             top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", shown(name))))?;
-            if !self.was_there(top) {
-                added.insert(top);
+            if !self.was_there(top) && added.insert(top) {
+                asked.push(None);
             }
         }
         let mut copies = Copies::new();
@@ -224,26 +271,34 @@ impl Audit<'_> {
                 if !added.insert(object) {
                     return Err(self.not(entry, "a record of its own"));
                 }
-                self.entry(entry, object, copied)?;
+                asked.push(Some((entry, copied)));
             }
             objects.push(Some(object));
         }
-        for id in &added {
+        for id in &added.all {
             let named = tree.streams(*id).filter(|s| tree.stream_name(*s).is_some()).count();
             if streams.get(id).copied().unwrap_or(0) != named {
                 return Err(wrong(0, "streams", format!("no others in record {}", tree.object(*id).number)));
             }
         }
-        match copies.len() {
-            0 => Ok(added),
-            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
+        if !copies.is_empty() {
+            return Err(wrong(0, "copies", format!("a file for each of them, {} have none", copies.len())));
         }
+        let one = |keeper: &mut Keeper<'_>, (id, asked): (&ObjectId, Asked<'_>)| {
+            let record = RawRecord::read(&self.new.reader, self.now.tree.object(*id).number)?;
+            if let Some((entry, copied)) = asked {
+                self.entry(entry, *id, &record, copied, keeper)?;
+            }
+            self.record(*id, record)
+        };
+        let names = added.all.par_iter().zip(asked).map_init(|| self.keeper.clone(), one).collect::<Result<Vec<_>>>()?;
+        Ok((added, names))
     }
     /// All older entries are as they were, the image is gone, and there is nothing else.
-    fn older(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+    fn older(&self, added: &Added) -> Result<()> {
         let (old, new) = (&self.before.tree, &self.now.tree);
         let mut left: HashMap<Vec<u8>, Vec<EntryId>> = HashMap::new();
-        for (e, _) in new.order().filter(|(e, _)| !added.contains(&new.entry(*e).object)) {
+        for (e, _) in new.order().filter(|(e, _)| !added.has(new.entry(*e).object)) {
             left.entry(new.path(e)).or_default().push(e);
         }
         let streams = |tree: &Tree, object: ObjectId| -> Vec<_> {
@@ -285,81 +340,76 @@ impl Audit<'_> {
         Ok(all)
     }
     /// Records in use before are the same byte by byte, but for `$MFT`'s own and the directories that changed; those of
-    /// the image are free. New ones count their names.
-    fn records(&self, added: &BTreeSet<ObjectId>) -> Result<Names> {
+    /// the image are free.
+    fn records(&self, added: &Added) -> Result<()> {
         let gone = self.image_records()?;
-        let reparse = self.before.reparse_index();
-        let size = self.old.reader.boot.record as u64;
+        let reparse = self.before.reparse_index().filter(|_| self.points(added).next().is_some());
+        let (size, count) = (self.old.reader.boot.record, self.old.reader.records());
         let parents: BTreeSet<u64> = self.changed_dirs()?;
-        let before = self.old.reader.records();
-        let (mut a, mut b) = (vec![0; self.old.reader.boot.record], vec![0; self.old.reader.boot.record]);
-        for n in (0..before).filter(|n| self.before.census.in_use.get(*n)) {
-            if gone.contains(&n) {
-                let sequence =
-                    |s: &State| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
-                if self.now.census.in_use.get(n) || sequence(self.before) == sequence(self.now) {
-                    return Err(wrong(
-                        self.old.reader.place(n).get(),
-                        "the image's record",
-                        "free, with another sequence number",
-                    ));
-                }
-                continue;
+        let sequence = |s: &State, n: u64| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
+        for n in &gone {
+            if self.now.census.in_use.get(*n) || sequence(self.before, *n) == sequence(self.now, *n) {
+                let place = self.old.reader.place(*n).get();
+                return Err(wrong(place, "the image's record", "free, with another sequence number"));
             }
-            if n == MFT || parents.contains(&n) || (reparse == Some(n) && self.points(added).next().is_some()) {
-                continue;
-            }
-            let at = Offset::new(n.saturating_mul(size));
+        }
+        let step = SWEEP.checked_div(size as u64).unwrap_or(0).max(1);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut first = 0u64;
+        while first < count {
+            let records = count.saturating_sub(first).min(step);
+            let len = usize::try_from(records).unwrap_or(0).saturating_mul(size);
+            let at = Offset::new(first.saturating_mul(size as u64));
+            a.resize(len, 0);
+            b.resize(len, 0);
             self.old.reader.read_mft(at, &mut a)?;
             self.new.reader.read_mft(at, &mut b)?;
-            if a != b {
-                return Err(wrong(self.old.reader.place(n).get(), "MFT record", format!("record {n} as it was")));
+            for (n, (a, b)) in (first..).zip(a.chunks_exact(size).zip(b.chunks_exact(size))) {
+                let free = a == b || !self.before.census.in_use.get(n) || gone.contains(&n);
+                if !free && n != MFT && !parents.contains(&n) && reparse != Some(n) {
+                    return Err(wrong(self.old.reader.place(n).get(), "MFT record", format!("record {n} as it was")));
+                }
             }
+            first = first.saturating_add(records);
         }
         self.reparse_index(added)?;
         for number in &parents {
             self.once(&RawRecord::read(&self.new.reader, *number)?)?;
         }
-        let mut values = Names::new();
-        for id in added {
-            let number = self.now.tree.object(*id).number;
-            let record = RawRecord::read(&self.new.reader, number)?;
-            let chunk = self.new.reader.file(number, 0)?;
-            let place = self.new.reader.place(number).get();
-            let names = chunk.names.len();
-            let links = self
-                .new
-                .reader
-                .record(number)?
-                .get(0x12..)
-                .and_then(|b| b.first_chunk())
-                .map(|b| u16::from_le_bytes(*b));
-            if links.map(usize::from) != Some(names) || names == 0 {
-                return Err(wrong(place, "MFT record", format!("a link count of {names} in record {number}")));
-            }
-            if (record.flags & DIRECTORY != 0) != self.is_dir(*id) {
-                return Err(wrong(place, "MFT record", "the flag of a directory on directories"));
-            }
-            for r in &chunk.recs {
-                let raw = RawRecord::read(&self.new.reader, r.number)?;
-                self.once(&raw)?;
-                if !raw.attributes.iter().all(spelled) {
-                    return Err(wrong(place, "MFT record", format!("attributes as they are written in {}", r.number)));
-                }
-                let own = raw.attributes.iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| a.value.clone());
-                values.entry(number).or_default().extend(own);
-                let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
-                let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
-                if !sorted || !sizes || self.before.census.in_use.get(r.number) {
-                    return Err(wrong(
-                        place,
-                        "MFT record",
-                        format!("attributes in order, with sizes that fit, in record {}", r.number),
-                    ));
-                }
-            }
+        Ok(())
+    }
+    /// The records of a new file are as they are written, and count its names: these.
+    fn record(&self, id: ObjectId, record: RawRecord) -> Result<Vec<Vec<u8>>> {
+        let number = record.number;
+        let place = || self.new.reader.place(number).get();
+        if (record.flags & DIRECTORY != 0) != self.is_dir(id) {
+            return Err(wrong(place(), "MFT record", "the flag of a directory on directories"));
         }
-        Ok(values)
+        let links = usize::from(record.links());
+        let mut names = Vec::new();
+        let mut others = Vec::new();
+        if record.has_list() {
+            let chunk = self.new.reader.file(number, 0)?;
+            let all = chunk.recs.iter().map(|r| r.number).filter(|n| *n != number);
+            others = all.map(|n| RawRecord::read(&self.new.reader, n)).collect::<Result<_>>()?;
+        }
+        for raw in std::iter::once(record).chain(others) {
+            self.once(&raw)?;
+            if !raw.attributes.iter().all(spelled) {
+                return Err(wrong(place(), "MFT record", format!("attributes as they are written in {}", raw.number)));
+            }
+            let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
+            let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
+            if !sorted || !sizes || self.before.census.in_use.get(raw.number) {
+                let what = format!("attributes in order, with sizes that fit, in record {}", raw.number);
+                return Err(wrong(place(), "MFT record", what));
+            }
+            names.extend(raw.attributes.into_iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| a.value));
+        }
+        if links != names.len() || names.is_empty() {
+            return Err(wrong(place(), "MFT record", format!("a link count of {} in record {number}", names.len())));
+        }
+        Ok(names)
     }
     /// No attribute is there twice, but for names.
     fn once(&self, record: &RawRecord) -> Result<()> {
@@ -404,54 +454,51 @@ impl Audit<'_> {
     }
     /// The index of each new or changed directory has exactly the names that the records have, in order, with the right
     /// copies of sizes and attributes in new entries; new names are of use to Win32.
-    fn directories(&self, added: &BTreeSet<ObjectId>, values: &Names) -> Result<()> {
+    fn directories(&self, added: &Added, values: &[Vec<Vec<u8>>]) -> Result<()> {
         let tree = &self.now.tree;
         let mut all: BTreeSet<u64> = self.changed_dirs()?;
-        all.extend(added.iter().filter(|o| self.is_dir(**o)).map(|o| tree.object(*o).number));
-        // Names by directory, from the records.
-        let mut names: BTreeMap<u64, HashSet<(u64, Vec<u8>)>> = BTreeMap::new();
-        for (e, _) in tree.order() {
-            let entry = tree.entry(e);
-            let dir = tree.object(entry.parent).number;
-            if all.contains(&dir) {
-                names.entry(dir).or_default().insert((tree.object(entry.object).number, tree.name(e).to_vec()));
+        all.extend(added.all.iter().filter(|o| self.is_dir(**o)).map(|o| tree.object(*o).number));
+        let all: Vec<u64> = all.into_iter().collect();
+        all.par_iter().try_for_each(|number| self.directory(*number, added, values))
+    }
+    fn directory(&self, number: u64, added: &Added, values: &[Vec<Vec<u8>>]) -> Result<()> {
+        let tree = &self.now.tree;
+        let place = self.new.reader.place(number).get();
+        let dir = OldDir::read(&self.new.reader, number).or_else(|e| match e {
+            // A new directory may have its index in a second record.
+            Error::Refused(_) => OldDir::read_listed(&self.new.reader, number),
+            e => Err(e),
+        })?;
+        if index::out_of_order(&dir.keys, &self.now.up).is_some() {
+            return Err(wrong(place, "directory index", "entries in order"));
+        }
+        let object = |n: u64| usize::try_from(n).ok().and_then(|n| self.by_number.get(n)).copied().flatten();
+        let here = object(number).ok_or_else(|| wrong(place, "directory index", "a directory"))?;
+        let sequence = |n: u64| usize::try_from(n).ok().and_then(|n| self.now.census.slots.get(n)).map_or(0, |s| s.0);
+        let mut known = 0usize;
+        for key in &dir.keys {
+            let n = key.reference.number();
+            let name = utf16::to_wtf8(key.value.get(0x42..).unwrap_or_default());
+            let found = tree.child(here, &name).is_some_and(|e| tree.object(tree.entry(e).object).number == n);
+            // Keys are in order, so no name is met twice.
+            known = known.saturating_add(found.into());
+            let right = found || self.other_name(number, key)?;
+            if !right || key.reference.sequence() != sequence(n) || !self.now.census.in_use.get(n) {
+                return Err(wrong(place, "directory index", format!("no entry without a file, but one for record {n}")));
+            }
+            if let Some(id) = object(n)
+                && let Some(at) = added.place(id)
+            {
+                // The record has the same copies.
+                if !values.get(at).is_some_and(|all| all.contains(&key.value)) {
+                    return Err(wrong(place, "directory index", format!("the name that record {n} has")));
+                }
+                self.copies(key, id, Reference(number | u64::from(sequence(number)) << 48), place)?;
             }
         }
-        for number in all {
-            let place = self.new.reader.place(number).get();
-            let dir = OldDir::read(&self.new.reader, number).or_else(|e| match e {
-                // A new directory may have its index in a second record.
-                Error::Refused(_) => OldDir::read_listed(&self.new.reader, number),
-                e => Err(e),
-            })?;
-            if index::out_of_order(&dir.keys, &self.now.up).is_some() {
-                return Err(wrong(place, "directory index", "entries in order"));
-            }
-            let mut left = names.remove(&number).unwrap_or_default();
-            let sequence =
-                |n: u64| usize::try_from(n).ok().and_then(|n| self.now.census.slots.get(n)).map_or(0, |s| s.0);
-            for key in &dir.keys {
-                let n = key.reference.number();
-                let name = utf16::to_wtf8(key.value.get(0x42..).unwrap_or_default());
-                let known = left.remove(&(n, name)) || self.other_name(number, key)?;
-                if !known || key.reference.sequence() != sequence(n) || !self.now.census.in_use.get(n) {
-                    return Err(wrong(
-                        place,
-                        "directory index",
-                        format!("no entry without a file, but one for record {n}"),
-                    ));
-                }
-                if let Some(id) = self.by_number.get(&n).filter(|id| added.contains(id)) {
-                    // The record has the same copies.
-                    if !values.get(&n).is_some_and(|all| all.contains(&key.value)) {
-                        return Err(wrong(place, "directory index", format!("the name that record {n} has")));
-                    }
-                    self.copies(key, *id, Reference(number | u64::from(sequence(number)) << 48), place)?;
-                }
-            }
-            if let Some((n, _)) = left.iter().next() {
-                return Err(wrong(place, "directory index", format!("an entry for record {n}")));
-            }
+        let names = tree.children(here).len();
+        if known != names {
+            return Err(wrong(place, "directory index", format!("{names} entries for files, not {known}")));
         }
         Ok(())
     }

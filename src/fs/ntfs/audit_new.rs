@@ -1,13 +1,13 @@
 //! The audit of one new file: is it what was asked for, its bytes where they were planned to be, with all that it has beside them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::extent::{Encoding, Extent, Map, Offset, Stream, Volume, What};
 use crate::fs::host::{Content, NewEntry, NewKind};
-use crate::fs::ntfs::audit::{Audit, Places, plain, wrong};
+use crate::fs::ntfs::audit::{Added, Audit, Places, plain, wrong};
 use crate::fs::ntfs::encode::filetime;
-use crate::fs::ntfs::extras::{Extras, special_ea};
+use crate::fs::ntfs::extras::{Extras, Keeper, special_ea};
 use crate::fs::ntfs::index;
 use crate::fs::ntfs::layout::{DIRECTORY_BIT, kind};
 use crate::fs::ntfs::old_dir::OldDir;
@@ -26,7 +26,14 @@ impl Audit<'_> {
         let object = self.now.tree.object(object);
         object.kind == Kind::Dir || object.attributes & DIRECTORY_BIT != 0
     }
-    pub(super) fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
+    pub(super) fn entry(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        record: &RawRecord,
+        copied: Option<Places>,
+        keeper: &mut Keeper<'_>,
+    ) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.named.object).times;
@@ -35,7 +42,7 @@ impl Audit<'_> {
         if have != times(entry.times, made).map(Some) || found.attributes & !FORM_BITS != entry.attributes & KEPT {
             return Err(self.not(entry, "times and attributes as planned"));
         }
-        self.extras(entry, object)?;
+        self.extras(entry, object, record, keeper)?;
         let point = tree.xattrs(object).iter().any(|(name, _)| name == REPARSE);
         let (size, content) = match &entry.kind {
             NewKind::Dir if self.is_dir(object) && (point || found.kind == Kind::Dir) => return Ok(()),
@@ -53,8 +60,13 @@ impl Audit<'_> {
         self.stream(entry, tree.data(object), size, content, copied)
     }
     /// Reparse buffer, extended attributes and security.
-    fn extras(&self, entry: &NewEntry, object: ObjectId) -> Result<()> {
-        let mut keeper = self.keeper.borrow_mut();
+    fn extras(
+        &self,
+        entry: &NewEntry,
+        object: ObjectId,
+        record: &RawRecord,
+        keeper: &mut Keeper<'_>,
+    ) -> Result<()> {
         let expected: Extras = match &entry.kind {
             NewKind::Symlink(_) | NewKind::Special(_) => keeper.special(entry).unwrap_or_default(),
             _ => keeper.of(entry),
@@ -71,7 +83,7 @@ impl Audit<'_> {
         {
             return Err(self.not(entry, "the planned reparse point and extended attributes"));
         }
-        let have = self.new.security(&self.now.tree, object);
+        let have = self.new.security_of(record);
         let asked = entry.xattrs.iter().find(|(n, v)| n == SECURITY && keeper.keeps(n, v)).map(|x| x.1.as_slice());
         let security = &expected.security;
         let meant = asked.or(security.descriptor.as_deref()).or(self.new.secure().get(security.id).map(|d| &**d));
@@ -155,7 +167,7 @@ impl Audit<'_> {
         information.and_then(|v| v.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b).into())
     }
     /// The new reparse points: tag and reference.
-    pub(super) fn points(&self, added: &BTreeSet<ObjectId>) -> impl Iterator<Item = (u32, u64)> {
+    pub(super) fn points(&self, added: &Added) -> impl Iterator<Item = (u32, u64)> {
         added.iter().filter_map(|id| {
             let (_, buffer) = self.now.tree.xattrs(*id).iter().find(|(n, _)| n == REPARSE)?;
             let number = self.now.tree.object(*id).number;
@@ -164,7 +176,7 @@ impl Audit<'_> {
         })
     }
     /// The index of reparse points has the new ones and those of before, in order.
-    pub(super) fn reparse_index(&self, added: &BTreeSet<ObjectId>) -> Result<()> {
+    pub(super) fn reparse_index(&self, added: &Added) -> Result<()> {
         let mut points = self.points(added).peekable();
         let (Some(number), true) = (self.before.reparse_index(), points.peek().is_some()) else { return Ok(()) };
         let read = |reader| OldDir::read_reparse(reader, number).map(|d| d.keys);

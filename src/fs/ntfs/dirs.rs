@@ -1,6 +1,9 @@
 //! The indexes: of new directories, and those of before that get other entries.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+
+use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::fs::ntfs::bits::Bits;
@@ -42,24 +45,27 @@ pub(super) struct NewDir {
 
 impl NewDir {
     /// Its attributes, the root still empty: what counts is how long they are.
-    pub(super) fn values(&self, form: Form) -> Vec<Value> {
+    pub(super) fn values(&self, form: Form) -> Vec<Value<'_>> {
         self.with_root(form, vec![0; self.root])
     }
-    fn with_root(&self, form: Form, root: Vec<u8>) -> Vec<Value> {
-        let value = |kind, body| Value { kind, name: NAME.to_vec(), body };
-        let mut out = vec![value(kind::INDEX_ROOT, Body::Resident(root, false))];
+    fn with_root(&self, form: Form, root: Vec<u8>) -> Vec<Value<'_>> {
+        let value = |kind, body| Value { kind, name: Cow::Borrowed(&NAME), body };
+        let mut out = vec![value(kind::INDEX_ROOT, Body::Resident(root.into(), false))];
         if self.blocks > 0 {
-            let runs = |runs: &[Run], size: u64| Body::Runs { runs: runs.to_vec(), size, valid: size, packed: false };
             let size = (self.blocks as u64).saturating_mul(form.block as u64);
-            out.push(value(kind::INDEX_ALLOCATION, runs(&self.runs, size)));
+            out.push(value(kind::INDEX_ALLOCATION, in_clusters(&self.runs, size)));
             let bits = in_use(self.blocks);
             let size = bits.len() as u64;
             let inside = self.bitmap.is_empty();
-            let body = if inside { Body::Resident(bits, false) } else { runs(&self.bitmap, size) };
+            let body = if inside { Body::Resident(bits.into(), false) } else { in_clusters(&self.bitmap, size) };
             out.push(value(kind::BITMAP, body));
         }
         out
     }
+}
+
+fn in_clusters(runs: &[Run], size: u64) -> Body<'_> {
+    Body::Runs { runs: runs.into(), size, valid: size, packed: false }
 }
 
 /// A bitmap of so many blocks, all in use.
@@ -71,9 +77,24 @@ fn in_use(blocks: usize) -> Vec<u8> {
 }
 
 impl Build<'_> {
-    /// Orders the entries of a new directory and takes clusters for its index.
-    pub(super) fn new_dir(&mut self, wanted: &Wanted, node: &Node, dir: &Dir) -> Result<NewDir> {
-        let form = Form { keys: Keys::Names, ..self.form };
+    /// Orders the entries of all new directories and takes clusters for their indexes.
+    pub(super) fn new_dirs(&mut self, wanted: &Wanted) -> Result<Vec<NewDir>> {
+        let one = |dir: &Dir| match dir.node.and_then(|n| wanted.nodes.get(n)) {
+            Some(node) => self.ordered(wanted, node, dir),
+            None => Ok(NewDir::default()),
+        };
+        let mut dirs = wanted.dirs.par_iter().map(one).collect::<Result<Vec<_>>>()?;
+        for new in dirs.iter_mut().filter(|new| new.blocks > 0) {
+            new.runs = self.take((new.blocks as u64).saturating_mul(self.form.block as u64))?;
+            let bits = in_use(new.blocks).len();
+            if bits > BITMAP_INSIDE {
+                new.bitmap = self.take(bits as u64)?;
+            }
+        }
+        Ok(dirs)
+    }
+    /// Orders the entries of a new directory; how large its index will be.
+    fn ordered(&self, wanted: &Wanted, node: &Node, dir: &Dir) -> Result<NewDir> {
         let cluster = self.cluster();
         let mut named: Vec<(Vec<u16>, &[u16], usize)> = Vec::with_capacity(dir.entries.len());
         for (n, name) in &dir.entries {
@@ -94,8 +115,7 @@ impl Build<'_> {
             (n, Key { reference: Reference(0), value: file_name(0, &about, name) })
         };
         let mut new = NewDir { entries: named.into_iter().map(key).collect(), ..NewDir::default() };
-        let beside: usize =
-            node.values(cluster, |_| 0).iter().map(pack::least).fold(ROOT_ATTRIBUTE, usize::saturating_add);
+        let beside = node.sum(pack::least).saturating_add(ROOT_ATTRIBUTE);
         let keys = || new.entries.iter().map(|(_, k)| k.len());
         let here = self.capacity().saturating_sub(beside);
         let small = index::small(keys());
@@ -107,40 +127,39 @@ impl Build<'_> {
             // The index goes into a record of its own.
             self.capacity().saturating_sub(ROOT_ATTRIBUTE).saturating_sub(BESIDE)
         };
-        let built = self.built(&new, form)?;
-        (new.root, new.blocks) = (built.root.len(), built.blocks.len());
-        if new.blocks > 0 {
-            new.runs = self.take((new.blocks as u64).saturating_mul(form.block as u64))?;
-            let bits = in_use(new.blocks).len();
-            if bits > BITMAP_INSIDE {
-                new.bitmap = self.take(bits as u64)?;
-            }
-        }
+        let keys: Vec<&Key> = new.entries.iter().map(|(_, key)| key).collect();
+        let measured = index::measure(&keys, self.names(), cluster, new.room);
+        (new.root, new.blocks) = measured.ok_or_else(no_room)?;
         Ok(new)
     }
-    fn built(&self, dir: &NewDir, form: Form) -> Result<Built> {
-        let keys: Vec<&Key> = dir.entries.iter().map(|(_, key)| key).collect();
-        let built = index::build(&keys, form, self.cluster(), dir.room);
-        built.ok_or_else(|| refused("a directory's record has no room for an index"))
+    fn names(&self) -> Form {
+        Form { keys: Keys::Names, ..self.form }
     }
     /// Writes the indexes and records of all new directories.
     pub(super) fn directories(&mut self, wanted: &Wanted, dirs: Vec<NewDir>, drafts: &[Draft]) -> Result<()> {
-        let form = Form { keys: Keys::Names, ..self.form };
-        for (at, (dir, mut new)) in wanted.dirs.iter().zip(dirs).enumerate() {
+        let form = self.names();
+        let one = |(at, (dir, mut new)): (usize, (&Dir, NewDir))| {
             let Some((node, draft)) = dir.node.and_then(|n| Some((wanted.nodes.get(n)?, drafts.get(n)?))) else {
-                continue;
+                return Ok(None);
             };
             let own = self.dir_refs.get(at).copied().unwrap_or(0).to_le_bytes();
             for (n, key) in &mut new.entries {
                 key.reference = Reference(drafts.get(*n).map_or(0, Draft::base));
                 let _ = crate::bytes::put(&mut key.value, 0, &own);
             }
-            let built = self.built(&new, form)?;
-            self.fill(&new.runs, &built.blocks.concat());
+            let keys: Vec<&Key> = new.entries.iter().map(|(_, key)| key).collect();
+            let Built { root, blocks } = index::build(&keys, form, self.cluster(), new.room).ok_or_else(no_room)?;
+            drop(keys);
+            let packed = self.pack(node, &new.with_root(form, root))?;
+            new.entries = Vec::new();
+            Ok(Some((node, draft, packed, new, blocks)))
+        };
+        let all = wanted.dirs.par_iter().zip(dirs).enumerate().map(one).collect::<Result<Vec<_>>>()?;
+        for (node, draft, packed, new, blocks) in all.into_iter().flatten() {
+            self.fill(&new.runs, blocks);
             if !new.bitmap.is_empty() {
-                self.fill(&new.bitmap, &in_use(new.blocks));
+                self.fill(&new.bitmap, in_use(new.blocks));
             }
-            let packed = self.pack(node, &new.with_root(form, built.root))?;
             self.write(node, draft, packed)?;
         }
         Ok(())
@@ -209,11 +228,11 @@ impl Build<'_> {
             let mut fill = Vec::new();
             let space = self.space.clone();
             if !built.blocks.is_empty() {
-                let bits = in_use(built.blocks.len());
-                let runs = self.take((built.blocks.len() as u64).saturating_mul(dir.form.block as u64))?;
+                let bits = in_use(built.blocks.len().checked_div(dir.form.block).unwrap_or(0));
+                let runs = self.take(built.blocks.len() as u64)?;
                 let inside = resident(kind::BITMAP, dir.name(), &bits, false);
                 let of_bits = if inside.len() > BITMAP_INSIDE { self.take(bits.len() as u64)? } else { Vec::new() };
-                let blocks = built.blocks.concat();
+                let blocks = built.blocks;
                 let allocation = self.mapped(kind::INDEX_ALLOCATION, dir.name(), &runs, blocks.len() as u64);
                 let bitmap = match of_bits.is_empty() {
                     true => Some(inside),
@@ -229,7 +248,7 @@ impl Build<'_> {
                 fill = vec![(runs, blocks), (of_bits, bits)];
             }
             let Some(record) = dir.with(attributes) else { break };
-            fill.iter().filter(|(runs, _)| !runs.is_empty()).for_each(|(runs, bytes)| self.fill(runs, bytes));
+            fill.into_iter().filter(|(runs, _)| !runs.is_empty()).for_each(|(runs, bytes)| self.fill(&runs, bytes));
             self.changed.insert(dir.record.number, record);
             return Ok(());
         }
@@ -296,6 +315,10 @@ impl Build<'_> {
             .is_none_or(|o| self.state.tree.children(o).iter().any(|e| !names.contains(self.state.tree.name(*e))));
         if missing { bad("lacks entries") } else { Ok(()) }
     }
+}
+
+fn no_room() -> crate::error::Error {
+    refused("a directory's record has no room for an index")
 }
 
 fn same_name(name: &[u16]) -> crate::error::Error {

@@ -16,6 +16,10 @@ const END_LEN: usize = 8;
 pub struct Out(pub Vec<u8>);
 
 impl Out {
+    /// With room for so many bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
     /// A byte.
     pub fn u8(&mut self, v: u8) -> &mut Self {
         self.bytes(&[v])
@@ -59,11 +63,21 @@ fn len8(len: usize) -> u8 {
     u8::try_from(len).unwrap_or(u8::MAX)
 }
 
+/// Where the value of a resident attribute with this name begins in it.
+fn value_at(name: &[u16]) -> usize {
+    0x18usize.saturating_add(name.len().saturating_mul(2)).next_multiple_of(8)
+}
+
+/// Bytes of a resident attribute.
+pub fn resident_len(name: &[u16], value: usize) -> usize {
+    value_at(name).saturating_add(value).next_multiple_of(8)
+}
+
 /// A resident attribute, with instance 0.
 pub fn resident(kind: u32, name: &[u16], value: &[u8], indexed: bool) -> Vec<u8> {
-    let at = 0x18usize.saturating_add(name.len().saturating_mul(2)).next_multiple_of(8);
-    let len = at.saturating_add(value.len()).next_multiple_of(8);
-    let mut out = Out::default();
+    let at = value_at(name);
+    let len = resident_len(name, value.len());
+    let mut out = Out::with_room(len);
     out.u32(kind).u32(len32(len)).u8(0).u8(len8(name.len())).u16(0x18).u16(0).u16(0);
     out.u32(len32(value.len())).u16(len16(at)).u8(indexed.into()).u8(0);
     out.units(name).to(at).bytes(value).to(len);
@@ -91,7 +105,7 @@ pub fn mapped_head(name: &[u16], flags: u16, lowest: u64) -> usize {
 /// Also how many runs these are. None where there is no room for one.
 pub fn mapped(kind: u32, name: &[u16], m: &Mapped, lowest: u64, runs: &[Run], room: usize) -> Option<(Vec<u8>, usize)> {
     let at = mapped_head(name, m.flags, lowest);
-    let (mut pairs, mut before, mut vcns, mut used) = (Vec::new(), 0u64, 0u64, 0usize);
+    let (mut pairs, mut before, mut vcns, mut used) = (Vec::with_capacity(24), 0u64, 0u64, 0usize);
     for run in runs {
         let kept = pairs.len();
         runs::encode(*run, &mut before, &mut pairs);
@@ -108,7 +122,7 @@ pub fn mapped(kind: u32, name: &[u16], m: &Mapped, lowest: u64, runs: &[Run], ro
     pairs.push(0);
     let len = at.saturating_add(pairs.len()).next_multiple_of(8);
     let first = lowest == 0;
-    let mut out = Out::default();
+    let mut out = Out::with_room(len);
     let extra: usize = if m.flags & (SPARSE | COMPRESSED) != 0 && first { 0x48 } else { 0x40 };
     out.u32(kind).u32(len32(len)).u8(1).u8(len8(name.len())).u16(len16(extra)).u16(m.flags).u16(0);
     out.u64(lowest).u64(lowest.saturating_add(vcns).wrapping_sub(1)).u16(len16(at));
@@ -152,26 +166,39 @@ pub fn capacity(size: usize) -> usize {
     size.saturating_sub(first_attribute(size)).saturating_sub(END_LEN)
 }
 
+/// Bytes of a record's head before its fix-ups.
+const HEAD_LEN: usize = 0x30;
+
 /// A record with these attributes, in order, whose instances become their positions; its fix-ups are applied. None
 /// where they do not fit.
 pub fn record<'a>(head: &Head, attributes: impl IntoIterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
+    let mut out = vec![0; head.size];
+    record_into(&mut out, head, attributes).map(|()| out)
+}
+
+/// The same in a place of its size, whatever is there.
+pub fn record_into<'a>(place: &mut [u8], head: &Head, attributes: impl IntoIterator<Item = &'a [u8]>) -> Option<()> {
     let first = first_attribute(head.size);
-    let mut body = Out::default();
+    let mut at = first;
     let mut instance = 0u16;
     for a in attributes {
-        let at = body.0.len();
-        body.bytes(a);
-        body.0.get_mut(at.saturating_add(0x0E)..)?.get_mut(..2)?.copy_from_slice(&instance.to_le_bytes());
+        let end = at.checked_add(a.len())?;
+        let to = place.get_mut(at..end)?;
+        to.copy_from_slice(a);
+        to.get_mut(0x0E..0x10)?.copy_from_slice(&instance.to_le_bytes());
         instance = instance.saturating_add(1);
+        at = end;
     }
-    body.u32(kind::END).u32(0);
-    let used = first.saturating_add(body.0.len());
-    let mut out = Out::default();
+    let used = at.checked_add(END_LEN)?;
+    place.get_mut(at..used)?.copy_from_slice(&u64::from(kind::END).to_le_bytes());
+    place.get_mut(used..)?.fill(0);
+    let mut out = Out::with_room(HEAD_LEN);
     out.bytes(b"FILE").u16(0x30).u16(len16((head.size / STRIDE).saturating_add(1))).u64(0);
     out.u16(head.sequence).u16(head.links).u16(len16(first)).u16(head.flags);
     out.u32(len32(used)).u32(len32(head.size)).u64(head.base).u16(instance).u16(0).u32(head.number as u32);
-    out.to(first).bytes(&body.0).to(head.size);
-    (used <= head.size && protect(&mut out.0, head.usn)).then_some(out.0)
+    place.get_mut(..HEAD_LEN)?.copy_from_slice(&out.0);
+    place.get_mut(HEAD_LEN..first)?.fill(0);
+    protect(place, head.usn).then_some(())
 }
 
 /// The update sequence number after `before`; 0 and 0xFFFF are none.
@@ -197,7 +224,7 @@ pub fn protect(block: &mut [u8], usn: u16) -> bool {
     if count.saturating_sub(1).saturating_mul(STRIDE) != block.len() {
         return false;
     }
-    let mut array = Out::default();
+    let mut array = Out::with_room(count.saturating_mul(2));
     array.u16(usn);
     for stride in block.chunks_exact_mut(STRIDE) {
         let Some(end) = stride.last_chunk_mut::<2>() else { return false };
@@ -229,9 +256,14 @@ pub struct Duplicated {
     pub reparse: u32,
 }
 
+/// Bytes of the value of a `$FILE_NAME`.
+pub fn file_name_len(name: &[u16]) -> usize {
+    0x42usize.saturating_add(name.len().saturating_mul(2))
+}
+
 /// The value of a `$FILE_NAME` of namespace 0.
 pub fn file_name(parent: u64, about: &Duplicated, name: &[u16]) -> Vec<u8> {
-    let mut out = Out::default();
+    let mut out = Out::with_room(file_name_len(name));
     out.u64(parent);
     for time in about.times {
         out.u64(time);
@@ -245,8 +277,8 @@ pub fn file_name(parent: u64, about: &Duplicated, name: &[u16]) -> Vec<u8> {
 
 /// An entry of an attribute list.
 pub fn list_entry(kind: u32, name: &[u16], lowest: u64, record: u64, instance: u16) -> Vec<u8> {
-    let mut out = Out::default();
     let len = list_entry_len(name);
+    let mut out = Out::with_room(len);
     out.u32(kind).u16(len16(len)).u8(len8(name.len())).u8(0x1A).u64(lowest).u64(record).u16(instance);
     out.units(name).to(len);
     out.0

@@ -1,5 +1,6 @@
 //! What a file has beside names, times and streams: security, a reparse buffer, extended attributes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -32,9 +33,9 @@ pub struct Extras {
     /// A reparse buffer.
     pub reparse: Option<Vec<u8>>,
     /// The same as an attribute.
-    pub point: Option<Value>,
+    pub point: Option<Value<'static>>,
     /// `$EA`.
-    pub ea: Option<Value>,
+    pub ea: Option<Value<'static>>,
     /// `$EA_INFORMATION`, where there are such.
     pub ea_information: Vec<u8>,
 }
@@ -49,6 +50,7 @@ impl Extras {
 }
 
 /// Decides what is kept of a new entry's extended attributes.
+#[derive(Clone)]
 pub struct Keeper<'a> {
     /// The host's descriptors.
     secure: &'a Secure,
@@ -133,14 +135,14 @@ fn is_reparse(value: &[u8]) -> bool {
 
 impl Extras {
     fn set_reparse(&mut self, buffer: Vec<u8>) {
-        let body = Body::Resident(buffer.clone(), false);
-        self.point = Some(Value { kind: kind::REPARSE_POINT, name: Vec::new(), body });
+        let body = Body::Resident(buffer.clone().into(), false);
+        self.point = Some(Value { kind: kind::REPARSE_POINT, name: Cow::default(), body });
         self.reparse = Some(buffer);
     }
     fn set_ea(&mut self, value: &[u8]) {
         if let Some(information) = ea_information(value) {
-            let body = Body::Resident(value.to_vec(), false);
-            self.ea = Some(Value { kind: kind::EA, name: Vec::new(), body });
+            let body = Body::Resident(value.to_vec().into(), false);
+            self.ea = Some(Value { kind: kind::EA, name: Cow::default(), body });
             self.ea_information = information;
         }
     }

@@ -8,7 +8,7 @@ use crate::extent::Offset;
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::layout::{BITMAP, LOG_FILE, MFT, MIRROR, kind};
 use crate::fs::ntfs::link::{Build, Image, refused};
-use crate::fs::ntfs::mft_grow::{self, Grown};
+use crate::fs::ntfs::mft_grow::{Grown, NewRecords};
 use crate::fs::ntfs::raw::{Places, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::runs::Run;
@@ -56,10 +56,10 @@ impl Build<'_> {
         let mirror = mirror.get(kind::DATA).ok_or_else(|| refused("$MFTMirr has no data"))?;
         let mirrored = mirror.sizes.iter().min().copied().unwrap_or(0);
         let mirror = Places::new(&mirror.runs, cluster);
-        let old_places = Places::new(&data_runs(self.ntfs, MFT, kind::DATA)?, cluster);
         let old_bits = data_runs(self.ntfs, MFT, kind::BITMAP)?;
         let size = self.ntfs.reader.boot.record as u64;
 
+        let NewRecords { replaced, from, region, .. } = std::mem::take(&mut self.records);
         let both = |sectors: &mut Sectors, n: u64, bytes: &[u8]| -> Result<()> {
             let at = n.saturating_mul(size);
             self.put(sectors, &grown.places, at, bytes)?;
@@ -69,30 +69,12 @@ impl Build<'_> {
             Ok(())
         };
         let mut new_records = Sectors::new();
-        let mut region: Vec<u8> = Vec::new();
-        let new_from = old_places.len();
-        for n in grown.records.0..grown.records.1 {
-            let free;
-            let bytes = match self.records.get(&n) {
-                Some(bytes) => bytes,
-                None => {
-                    free = mft_grow::free_record(self.ntfs.reader.boot.record, n).unwrap_or_default();
-                    &free
-                }
-            };
-            let at = n.saturating_mul(size);
-            if at < new_from {
-                both(&mut new_records, n, bytes)?;
-            } else if at.saturating_add(size) <= mirrored {
-                return Err(refused("$MFTMirr is longer than $MFT: such a host is not written"));
-            } else {
-                region.extend_from_slice(bytes);
-            }
+        if !region.is_empty() && from.saturating_mul(size) < mirrored {
+            return Err(refused("$MFTMirr is longer than $MFT: such a host is not written"));
         }
-        let parts = grown.places.put(new_from, &region).ok_or_else(|| refused("$MFT ends before its place"))?;
-        let parts: Vec<Fresh> =
-            parts.into_iter().map(|(at, part)| Fresh { at: Offset::new(at), bytes: part.to_vec() }).collect();
-        for (n, bytes) in self.records.range(..grown.records.0) {
+        let parts = grown.places.fresh(from.saturating_mul(size), region);
+        let parts = parts.ok_or_else(|| refused("$MFT ends before its place"))?;
+        for (n, bytes) in &replaced {
             both(&mut new_records, *n, bytes)?;
         }
         let (mut mft, mut freed, mut dirs) = (Sectors::new(), Sectors::new(), Sectors::new());
@@ -108,7 +90,6 @@ impl Build<'_> {
         }
 
         self.staging.fresh.extend(parts);
-        self.records.clear();
         // The bits of records: what is in clusters of before by the sector, first both old and new.
         let before = &self.state.census.records;
         let old_end = old_bits.iter().map(|r| r.len).sum::<u64>().saturating_mul(cluster);
@@ -119,9 +100,7 @@ impl Build<'_> {
             let mut all = grown.bits.clone();
             all.resize(len);
             let new = all.bytes().get(usize::try_from(old_end).unwrap_or(usize::MAX)..).unwrap_or_default();
-            for (at, part) in grown.bit_places.put(old_end, new).unwrap_or_default() {
-                self.staging.fresh.push(Fresh { at: Offset::new(at), bytes: part.to_vec() });
-            }
+            self.staging.fresh.extend(grown.bit_places.fresh(old_end, new.to_vec()).unwrap_or_default());
         }
 
         let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));

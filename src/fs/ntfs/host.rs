@@ -35,7 +35,8 @@ impl State {
     /// # Errors
     /// Where that can't be.
     pub fn read(ntfs: &Ntfs) -> Result<Self> {
-        Ok(Self { tree: ntfs.walk()?, census: Census::take(&ntfs.reader)?, up: UpCase::load(&ntfs.reader)? })
+        let (tree, census) = rayon::join(|| ntfs.walk(), || Census::take(&ntfs.reader));
+        Ok(Self { tree: tree?, census: census?, up: UpCase::load(&ntfs.reader)? })
     }
     /// The record of `$Extend\$Reparse`, where there is one.
     pub fn reparse_index(&self) -> Option<u64> {

@@ -235,7 +235,7 @@ pub struct Built {
     /// The value of `$INDEX_ROOT`.
     pub root: Vec<u8>,
     /// Its blocks in order of VCN, fix-ups applied.
-    pub blocks: Vec<Vec<u8>>,
+    pub blocks: Vec<u8>,
 }
 
 /// A key on its way up, with the block of smaller ones.
@@ -254,49 +254,48 @@ fn end_len(child: Option<u64>) -> usize {
     ENTRY.saturating_add(if child.is_some() { POINTER } else { 0 })
 }
 
-/// Entries and their header, whose entries begin `at` bytes behind it and which is in a place of `allocated` bytes.
-fn node(items: &[Item<'_>], last: Option<u64>, at: usize, allocated: Option<usize>, root: bool) -> Vec<u8> {
-    let mut entries = Out::default();
+/// Appends a header, whose entries begin `at` bytes behind it and which is in a place of `allocated` bytes, and entries.
+fn node(out: &mut Out, items: &[Item<'_>], last: Option<u64>, at: usize, allocated: Option<usize>) {
+    let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let used = items.iter().map(Item::len).fold(at.saturating_add(end_len(last)), usize::saturating_add);
+    // In a root the flag says that there are blocks, in a block that it has children: the same at this place.
+    let start = out.0.len();
+    out.u32(len(at)).u32(len(used)).u32(len(allocated.unwrap_or(used))).u32(last.is_some().into());
+    out.to(start.saturating_add(at));
     for item in items {
         let flags = if item.child.is_some() { CHILD } else { 0 };
         let key = u16::try_from(item.key.value.len()).unwrap_or(u16::MAX);
-        let start = entries.0.len();
-        entries.u64(item.key.reference.0).u16(u16::try_from(item.len()).unwrap_or(u16::MAX)).u16(key).u16(flags).u16(0);
-        entries.bytes(&item.key.value).to(start.saturating_add(item.key.len()));
+        let start = out.0.len();
+        out.u64(item.key.reference.0).u16(u16::try_from(item.len()).unwrap_or(u16::MAX)).u16(key).u16(flags).u16(0);
+        out.bytes(&item.key.value).to(start.saturating_add(item.key.len()));
         if let Some(child) = item.child {
-            entries.u64(child);
+            out.u64(child);
         }
     }
     let flags = END | if last.is_some() { CHILD } else { 0 };
-    entries.u64(0).u16(u16::try_from(end_len(last)).unwrap_or(0)).u16(0).u16(flags).u16(0);
+    out.u64(0).u16(u16::try_from(end_len(last)).unwrap_or(0)).u16(0).u16(flags).u16(0);
     if let Some(child) = last {
-        entries.u64(child);
+        out.u64(child);
     }
-    let used = at.saturating_add(entries.0.len());
-    let mut out = Out::default();
-    let len = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    // In a root the flag says that there are blocks, in a block that it has children: the same at this place.
-    let _ = root;
-    out.u32(len(at)).u32(len(used)).u32(len(allocated.unwrap_or(used))).u32(last.is_some().into());
-    out.to(at).bytes(&entries.0);
-    out.0
 }
 
-fn block(form: Form, vcn: u64, items: &[Item<'_>], last: Option<u64>) -> Option<Vec<u8>> {
-    let mut out = Out::default();
+/// Appends a block.
+fn block(out: &mut Out, form: Form, vcn: u64, items: &[Item<'_>], last: Option<u64>) -> Option<()> {
     let fixes = u16::try_from((form.block / STRIDE).saturating_add(1)).ok()?;
+    let start = out.0.len();
+    let end = start.checked_add(form.block)?;
     out.bytes(b"INDX").u16(0x28).u16(fixes).u64(0).u64(vcn);
     let head = form.entries_at().saturating_sub(0x18);
-    let entries = node(items, last, head, Some(form.block.saturating_sub(0x18)), false);
-    out.bytes(&entries).to(form.block);
-    (out.0.len() == form.block && protect(&mut out.0, 1)).then_some(out.0)
+    node(out, items, last, head, Some(form.block.saturating_sub(0x18)));
+    out.to(end);
+    (out.0.len() == end && protect(out.0.get_mut(start..)?, 1)).then_some(())
 }
 
 fn root(form: Form, items: &[Item<'_>], last: Option<u64>) -> Vec<u8> {
     let mut out = Out::default();
     let (kind, collation) = form.keys.head();
     out.u32(kind).u32(collation).u32(u32::try_from(form.block).unwrap_or(0)).u8(form.per_block).to(0x10);
-    out.bytes(&node(items, last, 0x10, None, true));
+    node(&mut out, items, last, 0x10, None);
     out.0
 }
 
@@ -316,7 +315,50 @@ pub fn words(key: &Key) -> Vec<u32> {
 /// The index of these keys, which are in order: a root of at most `room` bytes, blocks filled to four fifths. None where
 /// the room is too small even for a root without a key.
 pub fn build(keys: &[&Key], form: Form, cluster: u64, room: usize) -> Option<Built> {
-    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    let mut built = Built::default();
+    let mut blocks = Out::default();
+    arranged(keys, form, cluster, room, &mut |part, items, last| match part {
+        Part::Root => {
+            built.root = root(form, items, last);
+            Some(())
+        }
+        Part::Block(vcn) => block(&mut blocks, form, vcn, items, last),
+    })?;
+    Some(Built { blocks: blocks.0, ..built })
+}
+
+/// Bytes of the root and number of blocks of the same index.
+pub fn measure(keys: &[&Key], form: Form, cluster: u64, room: usize) -> Option<(usize, usize)> {
+    let (mut root, mut blocks) = (0, 0usize);
+    arranged(keys, form, cluster, room, &mut |part, items, last| {
+        match part {
+            Part::Root => {
+                root = items.iter().map(Item::len).fold(ROOT_HEAD.saturating_add(end_len(last)), usize::saturating_add);
+            }
+            Part::Block(_) => blocks = blocks.saturating_add(1),
+        }
+        Some(())
+    })?;
+    Some((root, blocks))
+}
+
+/// What [`arranged`] tells of.
+enum Part {
+    /// The root: it comes last.
+    Root,
+    /// The block of this VCN.
+    Block(u64),
+}
+
+/// Tells `part` of each block in order of VCN, and of the root: its entries, and the child of its end.
+fn arranged(
+    keys: &[&Key],
+    form: Form,
+    cluster: u64,
+    room: usize,
+    part: &mut dyn FnMut(Part, &[Item<'_>], Option<u64>) -> Option<()>,
+) -> Option<()> {
+    let mut blocks = 0u64;
     let mut level: Vec<Item<'_>> = keys.iter().map(|key| Item { key, child: None }).collect();
     let mut last: Option<u64> = None;
     let step = form.step(cluster);
@@ -324,7 +366,7 @@ pub fn build(keys: &[&Key], form: Form, cluster: u64, room: usize) -> Option<Bui
     for _ in 0..MAX_DEPTH {
         let all = level.iter().map(Item::len).fold(ROOT_HEAD.saturating_add(end_len(last)), usize::saturating_add);
         if all <= room {
-            return Some(Built { root: root(form, &level, last), blocks });
+            return part(Part::Root, &level, last);
         }
         let mut above: Vec<Item<'_>> = Vec::new();
         let mut rest = level.as_slice();
@@ -347,16 +389,17 @@ pub fn build(keys: &[&Key], form: Form, cluster: u64, room: usize) -> Option<Bui
                 count = if more <= form.room() { rest.len() } else { count.saturating_sub(1) };
             }
             let (mine, behind) = rest.split_at_checked(count)?;
-            let vcn = (blocks.len() as u64).saturating_mul(step);
+            let vcn = blocks.saturating_mul(step);
+            blocks = blocks.saturating_add(1);
             let Some((separator, behind)) = behind.split_first() else {
-                blocks.push(block(form, vcn, mine, last)?);
+                part(Part::Block(vcn), mine, last)?;
                 last = Some(vcn);
                 break;
             };
             if mine.is_empty() {
                 return None;
             }
-            blocks.push(block(form, vcn, mine, separator.child)?);
+            part(Part::Block(vcn), mine, separator.child)?;
             above.push(Item { key: separator.key, child: Some(vcn) });
             rest = behind;
         }
@@ -399,9 +442,11 @@ mod tests {
                 let keys = keys(count, len);
                 let built = build(&keys.iter().collect::<Vec<_>>(), form, cluster, room).unwrap();
                 assert!(built.root.len() <= room);
-                let mut bitmap = Bits::new(built.blocks.len() as u64);
-                (0..built.blocks.len()).for_each(|n| _ = bitmap.put(n as u64, true));
-                let blocks = Resident::new(built.blocks.concat());
+                let count = built.blocks.len() / block;
+                assert_eq!(measure(&keys.iter().collect::<Vec<_>>(), form, cluster, room), Some((built.root.len(), count)));
+                let mut bitmap = Bits::new(count as u64);
+                (0..count).for_each(|n| _ = bitmap.put(n as u64, true));
+                let blocks = Resident::new(built.blocks);
                 let source = Source { root: &built.root, blocks: Some(&blocks), bitmap, cluster };
                 assert_eq!(read(&source).unwrap(), (form, keys));
             }
@@ -421,12 +466,12 @@ mod tests {
     fn damage_is_found() {
         let form = Form { keys: Keys::Names, block: 4096, per_block: 1 };
         let built = build(&keys(400, 30).iter().collect::<Vec<_>>(), form, 4096, 300).unwrap();
-        let full = || Bits::of(vec![0xFF; built.blocks.len() / 8 + 1]);
+        let full = || Bits::of(vec![0xFF; built.blocks.len() / 4096 / 8 + 1]);
         let reads = |root: &[u8], blocks: Vec<u8>, bitmap| {
             let blocks = Resident::new(blocks);
             read(&Source { root, blocks: Some(&blocks), bitmap, cluster: 4096 }).is_ok()
         };
-        let all = built.blocks.concat();
+        let all = built.blocks.clone();
         assert!(reads(&built.root, all.clone(), full()));
         let mut fewer = full();
         fewer.put(3, false);

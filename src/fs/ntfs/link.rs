@@ -5,25 +5,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
-use crate::extent::Offset;
 use crate::fs::host::{Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::dirs::NewDir;
-use crate::fs::ntfs::encode::{Head, capacity, record, resident};
+use crate::fs::ntfs::encode::{Head, capacity, record, record_into, resident_len};
 use crate::fs::ntfs::extras::{Keeper, Security};
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::Form;
 use crate::fs::ntfs::layout::{DIRECTORY, IN_USE, Reference, kind};
-use crate::fs::ntfs::mft_grow::{self, Grown};
+use crate::fs::ntfs::mft_grow::{self, Grown, NewRecords};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::pack::{self, Packed, Value};
 use crate::fs::ntfs::raw::{Places, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::space::Space;
-use crate::fs::ntfs::wanted::{From, Node, Wanted, shown};
-use crate::txn::{Fresh, Staging};
+use crate::fs::ntfs::wanted::{From, Node, Wanted, shown, take_for_copies};
+use crate::txn::Staging;
 
 pub(super) fn refused(what: impl Into<String>) -> Error {
     Error::Refused(what.into())
@@ -38,7 +39,7 @@ pub(super) struct Build<'a> {
     pub(super) bitmap: Bits,
     pub(super) staging: Staging,
     /// New records that take the place of free ones, and those that are new altogether.
-    pub(super) records: BTreeMap<u64, Vec<u8>>,
+    pub(super) records: NewRecords,
     /// Records that are changed.
     pub(super) changed: BTreeMap<u64, Vec<u8>>,
     /// References of the directories of the wanted tree.
@@ -126,7 +127,8 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
     space.keep(metadata(ntfs, job));
     let made = state.tree.object(job.image.named.object).times;
     let keeper = keeper(ntfs, state, job)?;
-    let mut from = From { reader, image: &mut left, space: &mut space, made, up: &state.up, keeper };
+    let (staged, copies) = take_for_copies(job, &mut space, reader.boot.cluster)?;
+    let mut from = From { reader, image: &mut left, space: &mut space, made, up: &state.up, keeper, copies };
     let mut wanted = Wanted::new(job, depth, &mut from)?;
     // What was taken of the image is in use again.
     for (n, (a, b)) in all.bytes().iter().zip(left.bytes()).enumerate() {
@@ -141,12 +143,12 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
         space,
         bitmap,
         staging: Staging {
-            copies: std::mem::take(&mut wanted.copies),
+            copies: staged,
             slack: std::mem::take(&mut wanted.tails),
             fresh: std::mem::take(&mut wanted.fresh),
             ..Staging::default()
         },
-        records: BTreeMap::new(),
+        records: NewRecords::default(),
         changed: BTreeMap::new(),
         dir_refs: Vec::new(),
         form: parent.form,
@@ -188,27 +190,34 @@ impl Build<'_> {
         refused(format!("{}: so many pieces or names that NTFS can't describe them", shown(name.as_bytes())))
     }
     /// Packs the attributes of a node; those of an index come in behind the others of their type.
-    pub(super) fn pack(&self, node: &Node, index: &[Value]) -> Result<Packed> {
+    pub(super) fn pack(&self, node: &Node, index: &[Value<'_>]) -> Result<Packed> {
+        let values = self.values(node, index);
+        pack::pack(&values, self.capacity(), self.cluster()).ok_or_else(|| Self::too_many(node))
+    }
+    fn values<'v>(&self, node: &'v Node, index: &'v [Value<'_>]) -> Vec<Value<'v>> {
         let refs = &self.dir_refs;
         let mut values = node.values(self.cluster(), |d| refs.get(d).copied().unwrap_or(0));
-        values.extend_from_slice(index);
+        values.extend(index.iter().map(Value::borrowed));
         values.sort_by_key(|v| v.kind);
-        pack::pack(&values, self.capacity(), self.cluster()).ok_or_else(|| Self::too_many(node))
+        values
+    }
+    /// How many records a node needs.
+    fn count(&self, node: &Node, index: &[Value<'_>]) -> Result<usize> {
+        let len = index.iter().map(Value::len).fold(node.sum(|v| v.len()), usize::saturating_add);
+        if len <= self.capacity() { Ok(1) } else { Ok(self.pack(node, index)?.records.len()) }
     }
     /// Takes records for all nodes and writes those of files.
     fn nodes(&mut self, wanted: &Wanted, parent: &OldDir) -> Result<(Grown, Vec<Draft>, Vec<NewDir>)> {
-        let mut counts = Vec::with_capacity(wanted.nodes.len());
-        let mut dirs: Vec<NewDir> = wanted.dirs.iter().map(|_| NewDir::default()).collect();
-        for node in &wanted.nodes {
-            let mut index = Vec::new();
-            if let Some(at) = node.dir
-                && let (Some(dir), Some(slot)) = (wanted.dirs.get(at), dirs.get_mut(at))
-            {
-                *slot = self.new_dir(wanted, node, dir)?;
-                index = slot.values(self.form);
-            }
-            counts.push(self.pack(node, &index)?.records.len());
-        }
+        let dirs = self.new_dirs(wanted)?;
+        let form = self.form;
+        let counts: Vec<usize> = wanted
+            .nodes
+            .par_iter()
+            .map(|node| match node.dir.and_then(|at| dirs.get(at)) {
+                Some(dir) => self.count(node, &dir.values(form)),
+                None => self.count(node, &[]),
+            })
+            .collect::<Result<_>>()?;
         let need = counts.iter().map(|c| *c as u64).sum();
         let grown = mft_grow::grow(&self.ntfs.reader, &self.state.census, need, &mut self.space)?;
         let mut taken = grown.taken.iter().map(|(n, sequence)| n | u64::from(*sequence) << 48);
@@ -216,44 +225,73 @@ impl Build<'_> {
             counts.iter().map(|c| Draft { references: taken.by_ref().take(*c).collect() }).collect();
         let base = |node: usize| drafts.get(node).map_or(0, Draft::base);
         self.dir_refs = wanted.dirs.iter().map(|d| d.node.map_or_else(|| parent.record.reference(), base)).collect();
+        let mut records = NewRecords::new(&grown, self.ntfs.reader.boot.record);
+        // Files of one record, which most are, by the place that theirs has in the part of `$MFT` that is new.
+        let mut here: Vec<Option<(&Node, u64)>> = vec![None; records.count()];
+        let mut others = Vec::new();
         for (node, draft) in wanted.nodes.iter().zip(&drafts).filter(|(n, _)| n.dir.is_none()) {
+            let reference = draft.base();
+            let place = records.place(Reference(reference).number()).and_then(|at| here.get_mut(at));
+            match place.filter(|_| draft.references.len() == 1) {
+                Some(place) => *place = Some((node, reference)),
+                None => others.push((node, draft)),
+            }
+        }
+        records.fill(&here, |place, (node, reference)| self.one(place, node, reference))?;
+        self.records = records;
+        for (node, draft) in others {
             let packed = self.pack(node, &[])?;
             self.write(node, draft, packed)?;
         }
         Ok((grown, drafts, dirs))
     }
+    /// The head of a node's record; of one that is not the base, with the reference of that.
+    fn head(&self, node: &Node, reference: u64, base: Option<u64>) -> Result<Head> {
+        let r = Reference(reference);
+        let links = u16::try_from(node.names.len()).map_err(|_| Self::too_many(node))?;
+        let directory = if node.dir.is_some() && base.is_none() { DIRECTORY } else { 0 };
+        Ok(Head {
+            size: self.ntfs.reader.boot.record,
+            number: r.number(),
+            sequence: r.sequence(),
+            links: if base.is_none() { links } else { 0 },
+            flags: IN_USE | directory,
+            base: base.unwrap_or(0),
+            usn: mft_grow::usn_of(&self.state.census, r.number()),
+        })
+    }
+    /// Writes the only record of a file.
+    fn one(&self, place: &mut [u8], node: &Node, reference: u64) -> Result<()> {
+        let pieces: Option<Vec<Vec<u8>>> =
+            self.values(node, &[]).iter().map(|v| pack::whole(v, self.cluster(), self.capacity())).collect();
+        let pieces = pieces.ok_or_else(|| Self::too_many(node))?;
+        let head = self.head(node, reference, None)?;
+        record_into(place, &head, pieces.iter().map(Vec::as_slice)).ok_or_else(|| Self::too_many(node))
+    }
     /// Writes the records of a node.
     pub(super) fn write(&mut self, node: &Node, draft: &Draft, mut packed: Packed) -> Result<()> {
         let fail = || Self::too_many(node);
+        if packed.records.len() != draft.references.len() {
+            return Err(fail());
+        }
         if packed.list > 0 {
             let list = packed.list(&draft.references);
             let room = self
                 .capacity()
                 .saturating_sub(packed.records.first().into_iter().flatten().map(|p| p.bytes.len()).sum());
-            let outside = resident(kind::ATTRIBUTE_LIST, &[], &list, false).len() > room;
+            let outside = resident_len(&[], list.len()) > room;
             if outside {
                 let len = list.len() as u64;
-                let runs = self.fresh(&list)?;
+                let runs = self.fresh(list.clone())?;
                 packed.with_list(&list, Some((&runs, len)), self.cluster()).ok_or_else(fail)?;
             } else {
                 packed.with_list(&list, None, self.cluster()).ok_or_else(fail)?;
             }
         }
-        let base = draft.base();
         for (i, (pieces, reference)) in packed.records.iter().zip(&draft.references).enumerate() {
-            let r = Reference(*reference);
-            let directory = if node.dir.is_some() && i == 0 { DIRECTORY } else { 0 };
-            let head = Head {
-                size: self.ntfs.reader.boot.record,
-                number: r.number(),
-                sequence: r.sequence(),
-                links: if i == 0 { u16::try_from(node.names.len()).map_err(|_| fail())? } else { 0 },
-                flags: IN_USE | directory,
-                base: if i == 0 { 0 } else { base },
-                usn: mft_grow::usn_of(&self.state.census, r.number()),
-            };
+            let head = self.head(node, *reference, if i == 0 { None } else { Some(draft.base()) })?;
             let bytes = record(&head, pieces.iter().map(|p| p.bytes.as_slice())).ok_or_else(fail)?;
-            self.records.insert(r.number(), bytes);
+            self.records.put(head.number, bytes);
         }
         Ok(())
     }
@@ -263,18 +301,15 @@ impl Build<'_> {
         runs.ok_or_else(|| refused("too little space for directories and attribute lists"))
     }
     /// Writes bytes into clusters that were free.
-    pub(super) fn fresh(&mut self, bytes: &[u8]) -> Result<Vec<Run>> {
+    pub(super) fn fresh(&mut self, bytes: Vec<u8>) -> Result<Vec<Run>> {
         let runs = self.take(bytes.len() as u64)?;
         self.fill(&runs, bytes);
         Ok(runs)
     }
     /// Writes bytes into these clusters.
-    pub(super) fn fill(&mut self, runs: &[Run], bytes: &[u8]) {
+    pub(super) fn fill(&mut self, runs: &[Run], mut bytes: Vec<u8>) {
         let places = Places::new(runs, self.cluster());
-        let mut whole = bytes.to_vec();
-        whole.resize(usize::try_from(places.len()).unwrap_or(0), 0);
-        for (at, part) in places.put(0, &whole).unwrap_or_default() {
-            self.staging.fresh.push(Fresh { at: Offset::new(at), bytes: part.to_vec() });
-        }
+        bytes.resize(usize::try_from(places.len()).unwrap_or(0), 0);
+        self.staging.fresh.extend(places.fresh(0, bytes).unwrap_or_default());
     }
 }

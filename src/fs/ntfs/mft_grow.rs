@@ -1,9 +1,13 @@
 //! Records for new files: free ones of `$MFT`, then new ones at its end, with its bitmap.
 
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::census::Census;
-use crate::fs::ntfs::encode::{Head, Mapped, mapped, next_usn, record};
+use crate::fs::ntfs::encode::{Head, Mapped, mapped, next_usn, record, record_into};
 use crate::fs::ntfs::layout::{MFT, kind};
 use crate::fs::ntfs::raw::{Places, Raw, RawRecord};
 use crate::fs::ntfs::reader::Reader;
@@ -26,6 +30,8 @@ pub struct Grown {
     pub bit_places: Places,
     /// Records in use.
     pub bits: Bits,
+    /// Bytes of the clusters that `$MFT` had before.
+    pub old_len: u64,
     /// Record 0 with its new runs.
     pub record: Vec<u8>,
 }
@@ -114,9 +120,10 @@ pub fn grow(reader: &Reader, census: &Census, count: u64, space: &mut Space) -> 
     }
     let record =
         zero.with(attributes).ok_or_else(|| refused("the free space is in too small pieces for $MFT to grow"))?;
+    let old_len = clusters(&data.runs).saturating_mul(cluster);
     let places = Places::new(&data_runs, cluster);
     let bit_places = Places::new(&bit_runs, cluster);
-    Ok(Grown { taken, records: (before, after), places, bit_places, bits, record })
+    Ok(Grown { taken, records: (before, after), places, bit_places, bits, old_len, record })
 }
 
 /// The attribute with other runs and sizes, keeping its instance.
@@ -131,9 +138,71 @@ fn again(a: &Raw, runs: &[Run], sizes: [u64; 2], cluster: u64) -> Option<Vec<u8>
     (used == runs.len()).then_some(bytes)
 }
 
+/// New records: those that take the place of free ones, and the part of `$MFT` that is new, which is written as a whole.
+#[derive(Debug, Default)]
+pub struct NewRecords {
+    /// In clusters that `$MFT` had before.
+    pub replaced: BTreeMap<u64, Vec<u8>>,
+    /// The first record in clusters that are new, and all of these.
+    pub from: u64,
+    /// Their bytes.
+    pub region: Vec<u8>,
+    size: usize,
+}
+
+impl NewRecords {
+    /// For `$MFT` as it was grown; records of `size` bytes, all formatted and free.
+    pub fn new(grown: &Grown, size: usize) -> Self {
+        let (before, after) = grown.records;
+        let old = grown.old_len.checked_div(size as u64).unwrap_or(0);
+        let from = old.max(before).min(after);
+        let count = usize::try_from(after.saturating_sub(from)).unwrap_or(0);
+        let replaced = (before..from).filter_map(|n| Some((n, free_record(size, n)?))).collect();
+        Self { replaced, from, region: vec![0; count.saturating_mul(size)], size }
+    }
+    /// How many are in the new part.
+    pub fn count(&self) -> usize {
+        self.region.len().checked_div(self.size).unwrap_or(0)
+    }
+    /// The position of a record in the new part.
+    pub fn place(&self, number: u64) -> Option<usize> {
+        number.checked_sub(self.from).and_then(|n| usize::try_from(n).ok()).filter(|n| *n < self.count())
+    }
+    /// Formats the new part: `write` does it for records that something is for, the others are free.
+    pub fn fill<T: Copy + Sync>(
+        &mut self,
+        what: &[Option<T>],
+        write: impl Fn(&mut [u8], T) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let (size, from) = (self.size.max(1), self.from);
+        self.region.par_chunks_exact_mut(size).zip(what).enumerate().try_for_each(|(i, (place, what))| match what {
+            Some(what) => write(place, *what),
+            None => {
+                let head = free_head(size, from.saturating_add(i as u64));
+                record_into(place, &head, []).ok_or_else(|| refused("records are too small"))
+            }
+        })
+    }
+    /// Writes one.
+    pub fn put(&mut self, number: u64, bytes: Vec<u8>) {
+        let place = self.place(number).and_then(|n| {
+            let at = n.checked_mul(self.size)?;
+            self.region.get_mut(at..at.checked_add(self.size)?)
+        });
+        match place {
+            Some(place) if place.len() == bytes.len() => place.copy_from_slice(&bytes),
+            _ => _ = self.replaced.insert(number, bytes),
+        }
+    }
+}
+
+fn free_head(size: usize, number: u64) -> Head {
+    Head { size, number, sequence: 1, links: 0, flags: 0, base: 0, usn: 1 }
+}
+
 /// A record that is formatted and free.
 pub fn free_record(size: usize, number: u64) -> Option<Vec<u8>> {
-    record(&Head { size, number, sequence: 1, links: 0, flags: 0, base: 0, usn: 1 }, [])
+    record(&free_head(size, number), [])
 }
 
 /// The update sequence number for a record that is written anew.

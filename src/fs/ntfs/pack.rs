@@ -1,8 +1,12 @@
 //! The attributes of one file over as many records as they need.
 
-use crate::fs::ntfs::encode::{COMPRESSED, Mapped, SPARSE, list_entry, list_entry_len, mapped, mapped_head, resident};
+use std::borrow::Cow;
+
+use crate::fs::ntfs::encode::{
+    COMPRESSED, Mapped, SPARSE, list_entry, list_entry_len, mapped, mapped_head, resident, resident_len,
+};
 use crate::fs::ntfs::layout::kind;
-use crate::fs::ntfs::runs::{HOLE, Run};
+use crate::fs::ntfs::runs::{self, HOLE, Run};
 
 /// The most bytes that an `$ATTRIBUTE_LIST` may have.
 const MAX_LIST: usize = 256 << 10;
@@ -11,24 +15,24 @@ const FEW: usize = 32;
 
 /// A value of a file.
 #[derive(Clone, Debug)]
-pub struct Value {
+pub struct Value<'a> {
     /// Type of the attribute.
     pub kind: u32,
     /// Its name.
-    pub name: Vec<u16>,
+    pub name: Cow<'a, [u16]>,
     /// What it is.
-    pub body: Body,
+    pub body: Body<'a>,
 }
 
 /// What a value is.
 #[derive(Clone, Debug)]
-pub enum Body {
+pub enum Body<'a> {
     /// In the record; whether an index has it.
-    Resident(Vec<u8>, bool),
+    Resident(Cow<'a, [u8]>, bool),
     /// In clusters.
     Runs {
         /// Where.
-        runs: Vec<Run>,
+        runs: Cow<'a, [Run]>,
         /// Bytes.
         size: u64,
         /// Bytes that are initialized.
@@ -38,7 +42,35 @@ pub enum Body {
     },
 }
 
-impl Value {
+impl Value<'_> {
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> Value<'_> {
+        let body = match &self.body {
+            Body::Resident(value, indexed) => Body::Resident(Cow::Borrowed(value), *indexed),
+            Body::Runs { runs, size, valid, packed } => {
+                Body::Runs { runs: Cow::Borrowed(runs), size: *size, valid: *valid, packed: *packed }
+            }
+        };
+        Value { kind: self.kind, name: Cow::Borrowed(&self.name), body }
+    }
+    /// Bytes of its attribute, in one piece.
+    pub fn len(&self) -> usize {
+        match &self.body {
+            Body::Resident(v, _) => resident_len(&self.name, v.len()),
+            Body::Runs { runs, .. } => {
+                let pairs = runs::encoded_len(runs).saturating_add(1);
+                mapped_head(&self.name, self.form().0, 0).saturating_add(pairs).next_multiple_of(8)
+            }
+        }
+    }
+    /// Flags, and the compression unit.
+    fn form(&self) -> (u16, u8) {
+        match (self.packed(), self.sparse()) {
+            (true, _) => (COMPRESSED, 4),
+            (_, true) => (SPARSE, 4),
+            _ => (0, 0),
+        }
+    }
     /// Whether it has holes.
     pub fn sparse(&self) -> bool {
         matches!(&self.body, Body::Runs { runs, packed: false, .. } if runs.iter().any(|r| r.lcn == HOLE))
@@ -65,11 +97,7 @@ impl Value {
     fn mapped(&self, cluster: u64) -> Mapped {
         let [allocated, there, size] = self.sizes(cluster);
         let valid = if let Body::Runs { valid, .. } = &self.body { *valid } else { size };
-        let (flags, unit) = match (self.packed(), self.sparse()) {
-            (true, _) => (COMPRESSED, 4),
-            (_, true) => (SPARSE, 4),
-            _ => (0, 0),
-        };
+        let (flags, unit) = self.form();
         Mapped { flags, unit, sizes: [allocated, size, valid, there] }
     }
 }
@@ -98,8 +126,8 @@ pub struct Packed {
 
 /// Packs values, ordered by type and name (`$STANDARD_INFORMATION` first), into records with `capacity` bytes for
 /// attributes. None where they can't be: one does not fit into a record, or the list is too long.
-pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
-    if let Some(pieces) = values.iter().map(|v| whole(v, cluster, capacity)).collect::<Option<Vec<_>>>()
+pub fn pack(values: &[Value<'_>], capacity: usize, cluster: u64) -> Option<Packed> {
+    if let Some(pieces) = values.iter().map(|v| piece(v, cluster, capacity)).collect::<Option<Vec<_>>>()
         && sum(&pieces) <= capacity
     {
         return Some(Packed { records: vec![pieces], ..Packed::default() });
@@ -110,12 +138,12 @@ pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
     for value in values {
         let first_name = value.kind == kind::FILE_NAME && !base.iter().any(|p: &Piece| p.kind == kind::FILE_NAME);
         if value.kind == kind::STANDARD_INFORMATION || first_name {
-            base.push(whole(value, cluster, capacity)?);
+            base.push(piece(value, cluster, capacity)?);
             continue;
         }
         match &value.body {
             Body::Resident(..) => {
-                let piece = whole(value, cluster, capacity)?;
+                let piece = piece(value, cluster, capacity)?;
                 if piece.bytes.len() > room {
                     extensions.push(Vec::new());
                     room = capacity;
@@ -125,7 +153,7 @@ pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
             }
             Body::Runs { runs, .. } => {
                 let m = value.mapped(cluster);
-                let mut rest = runs.as_slice();
+                let mut rest: &[Run] = runs;
                 let mut lowest = 0u64;
                 while !rest.is_empty() {
                     if room < mapped_head(&value.name, m.flags, lowest).saturating_add(FEW) {
@@ -135,7 +163,7 @@ pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
                     let (bytes, used) = mapped(value.kind, &value.name, &m, lowest, rest, room)?;
                     let (now, later) = rest.split_at_checked(used)?;
                     room = room.saturating_sub(bytes.len());
-                    extensions.last_mut()?.push(Piece { kind: value.kind, name: value.name.clone(), lowest, bytes });
+                    extensions.last_mut()?.push(Piece { kind: value.kind, name: value.name.to_vec(), lowest, bytes });
                     lowest = now.iter().fold(lowest, |n, r| n.saturating_add(r.len));
                     rest = later;
                 }
@@ -156,10 +184,10 @@ pub fn pack(values: &[Value], capacity: usize, cluster: u64) -> Option<Packed> {
 }
 
 /// Bytes that a value takes in a record at least.
-pub fn least(value: &Value) -> usize {
+pub fn least(value: &Value<'_>) -> usize {
     match &value.body {
-        Body::Resident(v, indexed) => resident(value.kind, &value.name, v, *indexed).len(),
-        Body::Runs { .. } => mapped_head(&value.name, value.mapped(512).flags, 0).saturating_add(8),
+        Body::Resident(v, _) => resident_len(&value.name, v.len()),
+        Body::Runs { .. } => mapped_head(&value.name, value.form().0, 0).saturating_add(8),
     }
 }
 
@@ -167,8 +195,8 @@ fn sum(pieces: &[Piece]) -> usize {
     pieces.iter().map(|p| p.bytes.len()).fold(0, usize::saturating_add)
 }
 
-/// A value in one piece of at most `room` bytes.
-fn whole(value: &Value, cluster: u64, room: usize) -> Option<Piece> {
+/// The attribute of a value in one piece of at most `room` bytes.
+pub fn whole(value: &Value<'_>, cluster: u64, room: usize) -> Option<Vec<u8>> {
     let bytes = match &value.body {
         Body::Resident(v, indexed) => resident(value.kind, &value.name, v, *indexed),
         Body::Runs { runs, .. } => {
@@ -179,7 +207,12 @@ fn whole(value: &Value, cluster: u64, room: usize) -> Option<Piece> {
             bytes
         }
     };
-    (bytes.len() <= room).then(|| Piece { kind: value.kind, name: value.name.clone(), lowest: 0, bytes })
+    (bytes.len() <= room).then_some(bytes)
+}
+
+fn piece(value: &Value<'_>, cluster: u64, room: usize) -> Option<Piece> {
+    let bytes = whole(value, cluster, room)?;
+    Some(Piece { kind: value.kind, name: value.name.to_vec(), lowest: 0, bytes })
 }
 
 impl Packed {
@@ -201,11 +234,11 @@ impl Packed {
     /// Puts the list into the base: its bytes, or where they are.
     pub fn with_list(&mut self, list: &[u8], runs: Option<(&[Run], u64)>, cluster: u64) -> Option<()> {
         let body = match runs {
-            None => Body::Resident(list.to_vec(), false),
-            Some((runs, size)) => Body::Runs { runs: runs.to_vec(), size, valid: size, packed: false },
+            None => Body::Resident(list.into(), false),
+            Some((runs, size)) => Body::Runs { runs: runs.into(), size, valid: size, packed: false },
         };
         let piece =
-            whole(&Value { kind: kind::ATTRIBUTE_LIST, name: Vec::new(), body }, cluster, usize::from(u16::MAX))?;
+            piece(&Value { kind: kind::ATTRIBUTE_LIST, name: Cow::default(), body }, cluster, usize::from(u16::MAX))?;
         self.records.first_mut()?.insert(1, piece);
         Some(())
     }

@@ -2,10 +2,12 @@
 
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
+use crate::extent::Offset;
 use crate::fs::ntfs::encode::{next_usn, protect, usn};
 use crate::fs::ntfs::layout::{self, Attribute, Body, Record, kind};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::runs::{self, HOLE, LOST, Run};
+use crate::txn::Fresh;
 
 /// An attribute as it stands in its record.
 #[derive(Clone, Debug)]
@@ -65,6 +67,10 @@ impl RawRecord {
     /// Number and sequence number.
     pub fn reference(&self) -> u64 {
         self.number | u64::from(self.sequence) << 48
+    }
+    /// Names that it counts.
+    pub fn links(&self) -> u16 {
+        self.bytes.get(0x12..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
     }
     /// The attribute of this type without a name.
     pub fn get(&self, kind: u32) -> Option<&Raw> {
@@ -200,5 +206,13 @@ impl Places {
             i = i.saturating_add(1);
         }
         Some(out)
+    }
+    /// The same for clusters that were free; bytes that stay in one piece are not copied.
+    pub fn fresh(&self, at: u64, bytes: Vec<u8>) -> Option<Vec<Fresh>> {
+        let parts = self.put(at, &bytes)?;
+        if let [(to, _)] = parts.as_slice() {
+            return Some(vec![Fresh { at: Offset::new(*to), bytes }]);
+        }
+        Some(parts.into_iter().map(|(to, part)| Fresh { at: Offset::new(to), bytes: part.to_vec() }).collect())
     }
 }

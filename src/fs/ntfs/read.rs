@@ -93,6 +93,21 @@ impl Ntfs {
     pub(super) fn secure(&self) -> &Secure {
         self.secure.get_or_init(|| Secure::load(&self.reader))
     }
+    /// The security descriptor of a file by its base record.
+    pub(super) fn security_of(&self, record: &RawRecord) -> Option<Arc<[u8]>> {
+        if let Some(own) = record.get(kind::SECURITY_DESCRIPTOR).and_then(|a| a.value.as_deref()) {
+            return Some(own.into());
+        }
+        let info = record.get(kind::STANDARD_INFORMATION)?.value.as_deref()?;
+        let id = info.get(0x34..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
+        if id != 0 {
+            return self.secure().get(id).cloned();
+        }
+        let far =
+            self.reader.open_value(record.number, kind::SECURITY_DESCRIPTOR, b"").ok().filter(|_| record.has_list())?;
+        let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
+        far.read_vec(Offset::new(0), len).ok().map(Arc::from)
+    }
     pub(super) fn small(&self, number: u64, kind: u32) -> Option<Vec<u8>> {
         let layer = self.reader.open_value(number, kind, b"").ok()?;
         layer.read_vec(Offset::new(0), usize::try_from(layer.len()).ok().filter(|n| *n <= 4096)?).ok()
@@ -291,19 +306,7 @@ impl FileSystem for Ntfs {
         (whole && !lost && wrong.is_none()).then_some(Packed { unit, cluster, map })
     }
     fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
-        let record = RawRecord::read(&self.reader, tree.object(object).number).ok()?;
-        if let Some(own) = record.get(kind::SECURITY_DESCRIPTOR).and_then(|a| a.value.as_deref()) {
-            return Some(own.into());
-        }
-        let info = record.get(kind::STANDARD_INFORMATION)?.value.as_deref()?;
-        let id = info.get(0x34..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
-        if id != 0 {
-            return self.secure().get(id).cloned();
-        }
-        let far =
-            self.reader.open_value(record.number, kind::SECURITY_DESCRIPTOR, b"").ok().filter(|_| record.has_list())?;
-        let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
-        far.read_vec(Offset::new(0), len).ok().map(Arc::from)
+        self.security_of(&RawRecord::read(&self.reader, tree.object(object).number).ok()?)
     }
     fn as_host(&self) -> Option<&dyn Host> {
         Some(self)

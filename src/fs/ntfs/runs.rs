@@ -105,6 +105,17 @@ pub fn encode(run: Run, before: &mut u64, out: &mut Vec<u8>) {
     out.extend_from_slice(delta.get(..usize::from(delta_bytes)).unwrap_or_default());
 }
 
+/// Bytes of the mapping pairs of these runs, without the one that ends them.
+pub fn encoded_len(runs: &[Run]) -> usize {
+    let (mut before, mut pair, mut len) = (0, Vec::with_capacity(24), 0usize);
+    for run in runs {
+        pair.clear();
+        encode(*run, &mut before, &mut pair);
+        len = len.saturating_add(pair.len());
+    }
+    len
+}
+
 /// The bytes of a signed number, and how many of them say it all.
 fn shortest(n: i64) -> ([u8; 8], u8) {
     // One bit more than the number, for the sign.

@@ -1,12 +1,15 @@
 //! The new tree as NTFS has it: a record for each file and directory, an index for each directory.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Offset, Stream, Volume, What};
 use crate::fs::Times;
 use crate::fs::host::{Content, Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::dirs::LEAST;
-use crate::fs::ntfs::encode::{Duplicated, Out, capacity, file_name, filetime};
+use crate::fs::ntfs::encode::{Duplicated, Out, capacity, file_name, file_name_len, filetime, resident_len};
 use crate::fs::ntfs::extras::{Extras, Keeper, Security};
 use crate::fs::ntfs::layout::kind;
 use crate::fs::ntfs::pack::{self, Body, Value};
@@ -30,6 +33,8 @@ const REPARSE_FILE: u32 = 0x400;
 const UNIT: u64 = 16;
 /// The largest cluster of which compression units are made, in bytes.
 pub const MAX_PACKED: u64 = 4096;
+/// Bytes of `$STANDARD_INFORMATION` with the identity of a descriptor.
+const INFORMATION: usize = 72;
 /// Bytes that the runs of a value in clusters take in its record, about.
 const RUNS: usize = 48;
 /// Attribute bit that devices, sockets and pipes of WSL have.
@@ -47,7 +52,7 @@ pub struct Node {
     /// Attribute bits.
     pub attributes: u32,
     /// Its streams.
-    pub data: Vec<Value>,
+    pub data: Vec<Value<'static>>,
     /// Security, reparse buffer, extended attributes.
     pub extras: Extras,
     /// Position of its directory, for one.
@@ -70,8 +75,6 @@ pub struct Wanted {
     pub nodes: Vec<Node>,
     /// The directory that is there, then new ones.
     pub dirs: Vec<Dir>,
-    /// What is to be copied.
-    pub copies: Vec<Copy>,
     /// Bytes behind the ends of linked files.
     pub tails: Vec<(Offset<Volume>, u32)>,
     /// Bytes that did not fit into records.
@@ -107,6 +110,28 @@ pub struct From<'a> {
     pub up: &'a upcase::UpCase,
     /// What becomes of extended attributes.
     pub keeper: Keeper<'a>,
+    /// Clusters of what is copied, by the positions of its entries: see [`take_for_copies`].
+    pub copies: HashMap<usize, Vec<Run>>,
+}
+
+/// Takes clusters for all that is copied, in the order in which it lies on the host: the copies are then one pass.
+///
+/// # Errors
+/// [`Error::Refused`] where there is too little space.
+pub fn take_for_copies(job: &Job<'_>, space: &mut Space, cluster: u64) -> Result<(Vec<Copy>, HashMap<usize, Vec<Run>>)> {
+    let (mut copies, mut places) = (Vec::new(), HashMap::new());
+    for position in job.tree.copies() {
+        let size = match job.tree.entries.get(position).map(|e| &e.kind) {
+            Some(NewKind::File { size, .. } | NewKind::Stream { size, .. }) => *size,
+            _ => continue,
+        };
+        let runs = space.take_for_data(size.div_ceil(cluster));
+        let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
+        let place = |r: &Run| (Offset::new(r.lcn.saturating_mul(cluster)), r.len.saturating_mul(cluster));
+        copies.push(Copy { entry: position, size, to: runs.iter().map(place).collect() });
+        places.insert(position, runs);
+    }
+    Ok((copies, places))
 }
 
 impl Wanted {
@@ -145,7 +170,7 @@ impl Wanted {
                     let node = all.node(parent, &entry.name, times, attributes)?;
                     all.extras(node, from.keeper.of(entry));
                     if let Some(n) = all.nodes.get_mut(node) {
-                        n.data.push(Value { kind: kind::DATA, name: Vec::new(), body });
+                        n.data.push(Value { kind: kind::DATA, name: Cow::default(), body });
                     }
                     (node, None)
                 }
@@ -154,8 +179,8 @@ impl Wanted {
                     let extras = from.keeper.special(entry);
                     all.extras(node, extras.ok_or_else(|| refused(format!("{} is too long", shown(&entry.name))))?);
                     if let Some(n) = all.nodes.get_mut(node) {
-                        let body = Body::Resident(Vec::new(), false);
-                        n.data.push(Value { kind: kind::DATA, name: Vec::new(), body });
+                        let body = Body::Resident(Cow::default(), false);
+                        n.data.push(Value { kind: kind::DATA, name: Cow::default(), body });
                     }
                     (node, None)
                 }
@@ -179,7 +204,7 @@ impl Wanted {
                             return Err(refused(format!("two streams would have the name {}", shown(&entry.name))));
                         }
                         let at = n.data.partition_point(|v| up.compare(&v.name, &name).is_lt());
-                        n.data.insert(at, Value { kind: kind::DATA, name, body });
+                        n.data.insert(at, Value { kind: kind::DATA, name: name.into(), body });
                     }
                     (node, None)
                 }
@@ -198,15 +223,17 @@ impl Wanted {
         let cluster = from.reader.boot.cluster;
         let room = capacity(from.reader.boot.record);
         loop {
-            let values = node.values(cluster, |_| 0);
             let index = if node.dir.is_some() { LEAST } else { 0 };
-            let used = values.iter().map(pack::least).fold(index, usize::saturating_add);
-            let len = |v: &Value| match &v.body {
+            let used = node.sum(pack::least).saturating_add(index);
+            if used <= room {
+                return Ok(());
+            }
+            let len = |v: &Value<'_>| match &v.body {
                 Body::Resident(bytes, _) => bytes.len(),
                 Body::Runs { .. } => 0,
             };
             let all = node.data.iter_mut().chain(&mut node.extras.ea).chain(&mut node.extras.point);
-            let Some(largest) = all.max_by_key(|v| len(v)).filter(|v| used > room && len(v) > RUNS) else {
+            let Some(largest) = all.max_by_key(|v| len(v)).filter(|v| len(v) > RUNS) else {
                 return Ok(());
             };
             let Body::Resident(bytes, _) = &mut largest.body else { return Ok(()) };
@@ -214,7 +241,7 @@ impl Wanted {
             let size = bytes.len() as u64;
             let runs = from.space.take_for_data(size.div_ceil(cluster));
             let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
-            let mut rest = bytes.as_slice();
+            let mut rest: &[u8] = &bytes;
             for run in &runs {
                 let whole = usize::try_from(run.len.saturating_mul(cluster)).unwrap_or(0);
                 let (now, later) = rest.split_at_checked(whole).unwrap_or((rest, &[]));
@@ -223,7 +250,7 @@ impl Wanted {
                 self.fresh.push(Fresh { at: Offset::new(run.lcn.saturating_mul(cluster)), bytes });
                 rest = later;
             }
-            largest.body = Body::Runs { runs, size, valid: size, packed: false };
+            largest.body = Body::Runs { runs: runs.into(), size, valid: size, packed: false };
         }
     }
     fn extras(&mut self, node: usize, extras: Extras) {
@@ -262,15 +289,15 @@ impl Wanted {
         size: u64,
         content: &Content,
         from: &mut From<'_>,
-    ) -> Result<Body> {
+    ) -> Result<Body<'static>> {
         let cluster = from.reader.boot.cluster;
         let name = || job.tree.entries.get(position).map(|e| shown(&e.name)).unwrap_or_default();
         if size == 0 {
-            return Ok(Body::Resident(Vec::new(), false));
+            return Ok(Body::Resident(Cow::default(), false));
         }
         match content {
             Content::Empty => Err(refused(format!("{} has bytes that are nowhere", name()))),
-            Content::Bytes(bytes) if bytes.len() as u64 == size => Ok(Body::Resident(bytes.clone(), false)),
+            Content::Bytes(bytes) if bytes.len() as u64 == size => Ok(Body::Resident(bytes.clone().into(), false)),
             Content::Bytes(_) => Err(refused(format!("{} has other bytes than its size says", name()))),
             Content::Linked(extents) => {
                 let (runs, valid, clusters) = linked(extents, from, &name())?;
@@ -278,7 +305,7 @@ impl Wanted {
                     return Err(refused(format!("{}: extents of other bytes than {size}", name())));
                 }
                 self.tail(job, extents, cluster);
-                Ok(Body::Runs { runs, size, valid: valid.min(size), packed: false })
+                Ok(Body::Runs { runs: runs.into(), size, valid: valid.min(size), packed: false })
             }
             Content::Packed { valid, extents } => {
                 let (runs, _, clusters) = linked(extents, from, &name())?;
@@ -286,14 +313,12 @@ impl Wanted {
                 if !whole || cluster > MAX_PACKED || clusters.saturating_mul(cluster) < size {
                     return Err(refused(format!("{}: its extents are no compression units", name())));
                 }
-                Ok(Body::Runs { runs, size, valid: (*valid).min(size), packed: true })
+                Ok(Body::Runs { runs: runs.into(), size, valid: (*valid).min(size), packed: true })
             }
             Content::Copied => {
-                let runs = from.space.take_for_data(size.div_ceil(cluster));
-                let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
-                let place = |r: &Run| (Offset::new(r.lcn.saturating_mul(cluster)), r.len.saturating_mul(cluster));
-                self.copies.push(Copy { entry: position, size, to: runs.iter().map(place).collect() });
-                Ok(Body::Runs { runs, size, valid: size, packed: false })
+                let runs = from.copies.remove(&position);
+                let runs = runs.ok_or_else(|| refused(format!("{} is to be copied, and has no place", name())))?;
+                Ok(Body::Runs { runs: runs.into(), size, valid: size, packed: false })
             }
         }
     }
@@ -390,7 +415,7 @@ impl Node {
     }
     /// `$STANDARD_INFORMATION`.
     fn information(&self) -> Vec<u8> {
-        let mut out = Out::default();
+        let mut out = Out::with_room(INFORMATION);
         for time in self.times {
             out.u64(time);
         }
@@ -402,22 +427,38 @@ impl Node {
         out.0
     }
     /// All attributes but those of an index, in order. `parent` gives the reference of a directory.
-    pub fn values(&self, cluster: u64, parent: impl Fn(usize) -> u64) -> Vec<Value> {
-        let value = |kind, v, indexed| Value { kind, name: Vec::new(), body: Body::Resident(v, indexed) };
-        let mut out = vec![value(kind::STANDARD_INFORMATION, self.information(), false)];
+    pub fn values(&self, cluster: u64, parent: impl Fn(usize) -> u64) -> Vec<Value<'_>> {
+        let value = |kind, v, indexed| Value { kind, name: Cow::default(), body: Body::Resident(v, indexed) };
+        let mut out = Vec::with_capacity(self.names.len().saturating_add(self.data.len()).saturating_add(5));
+        out.push(value(kind::STANDARD_INFORMATION, self.information().into(), false));
         let about = self.duplicated(cluster);
         for (dir, name) in &self.names {
-            out.push(value(kind::FILE_NAME, file_name(parent(*dir), &about, name), true));
+            out.push(value(kind::FILE_NAME, file_name(parent(*dir), &about, name).into(), true));
         }
         if let Some(descriptor) = &self.extras.security.descriptor {
-            out.push(value(kind::SECURITY_DESCRIPTOR, descriptor.to_vec(), false));
+            out.push(value(kind::SECURITY_DESCRIPTOR, Cow::Borrowed(descriptor), false));
         }
-        out.extend_from_slice(&self.data);
-        out.extend(self.extras.point.clone());
+        out.extend(self.data.iter().map(Value::borrowed));
+        out.extend(self.extras.point.as_ref().map(Value::borrowed));
         if let Some(ea) = &self.extras.ea {
-            out.push(value(kind::EA_INFORMATION, self.extras.ea_information.clone(), false));
-            out.push(ea.clone());
+            out.push(value(kind::EA_INFORMATION, Cow::Borrowed(&self.extras.ea_information), false));
+            out.push(ea.borrowed());
         }
         out
+    }
+    /// The sum of what `of` says of all [`values`](Self::values), of those that are always resident their lengths.
+    pub fn sum(&self, of: impl Fn(&Value<'_>) -> usize) -> usize {
+        let security = &self.extras.security;
+        let information = if security.descriptor.is_none() && security.id != 0 { INFORMATION } else { 48 };
+        let names = self.names.iter().map(|(_, name)| file_name_len(name));
+        let mut all = resident_len(&[], information);
+        for len in names.chain(security.descriptor.as_ref().map(|d| d.len())) {
+            all = all.saturating_add(resident_len(&[], len));
+        }
+        if self.extras.ea.is_some() {
+            all = all.saturating_add(resident_len(&[], self.extras.ea_information.len()));
+        }
+        let others = self.data.iter().chain(&self.extras.point).chain(&self.extras.ea);
+        others.map(of).fold(all, usize::saturating_add)
     }
 }
