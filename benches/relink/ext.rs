@@ -1,13 +1,13 @@
 //! ext4: guests that the kernel's own driver has filled, and a host of 8 GiB with blocks of 4 KiB.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use crate::common::guest::{Guest, copy_sparse};
-use crate::common::{self, Loop, Noise, UNIMAGE, ok, tree};
+use crate::common::guest::Guest;
+use crate::common::{self, Loop, Noise, ok, tree};
 use crate::measure::words;
-use crate::relink::{Copy, Source, Target, cp, fresh_folder, fresh_medium};
+use crate::relink::{Copy, Filled, Source, cp_all, fresh_folder, fresh_medium};
 use crate::walk::{Reader, own, run};
 
 /// A mount by the kernel; taken off when dropped.
@@ -89,7 +89,11 @@ pub fn large_files() -> Guest {
 
 /// The guest as the kernel mounts it.
 pub fn source(guest: &Guest) -> Source {
-    let mount = Kernel::new(&guest.image, true);
+    mounted(&guest.image, true)
+}
+
+fn mounted(volume: &Path, read_only: bool) -> Source {
+    let mount = Kernel::new(volume, read_only);
     Source { dir: mount.path().into(), _mount: Box::new(mount) }
 }
 
@@ -111,64 +115,18 @@ pub fn walk(title: &str, guest: &Guest) {
     run(title, guest.files.len(), &readers, "fls -r -p");
 }
 
-/// The host.
-pub struct Ext4 {
-    dir: tempfile::TempDir,
-}
-
-impl Ext4 {
-    /// A host with this image.
-    pub fn new(image: &Path) -> Self {
-        let dir = common::scratch();
-        let host = fresh_medium(dir.path(), 8 << 30, &["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"]);
-        fs::rename(host, dir.path().join("host.img")).unwrap();
-        let this = Self { dir };
-        let mount = Kernel::new(&this.host(), false);
-        fs::create_dir(mount.path().join("vm")).unwrap();
-        let to = mount.path().join("vm/disk.img");
-        copy_sparse(image, &to);
-        drop(mount);
-        this
-    }
-    fn host(&self) -> PathBuf {
-        self.dir.path().join("host.img")
-    }
-}
-
-impl Target for Ext4 {
-    fn what(&self) -> String {
-        "on ext4, blocks of 4 KiB".into()
-    }
-    fn image(&self) -> String {
-        format!("{}//vm/disk.img", self.host().display())
-    }
-    fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-    fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-    fn reset(&self) {
-        let journal = self.journal();
-        if journal.exists() {
-            ok(UNIMAGE, ["undo", journal.to_str().unwrap()]);
-            fs::remove_file(journal).unwrap();
-        }
-    }
-    fn copies(&self) -> Vec<&'static str> {
-        vec!["cp -a, kernel mounts", "cp -a to the host's disk"]
-    }
-    fn copy(&self, what: &str, from: &[String]) -> Copy {
-        let all = |to: &str| {
-            let mut command = cp(from, to);
-            command.splice(1..4, words(&["-a", "--sparse=never"]));
-            command
-        };
+/// The host, with this image.
+pub fn host(image: &Path) -> Filled {
+    let mkfs = &["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"];
+    let copy = |dir: &Path, what: &str, from: &[String]| {
         if what == "cp -a, kernel mounts" {
-            let medium = fresh_medium(self.dir(), 8 << 30, &["mke2fs", "-q", "-F", "-t", "ext4", "-N", "500000"]);
+            let medium = fresh_medium(dir, 8 << 30, &["mke2fs", "-q", "-F", "-t", "ext4", "-N", "500000"]);
             let mount = Kernel::new(&medium, false);
-            return Copy { command: all(mount.path().to_str().unwrap()), mount: Some(Box::new(mount)), medium: None };
+            let command = cp_all(from, mount.path().to_str().unwrap());
+            return Copy { command, mount: Some(Box::new(mount)), medium: None };
         }
-        Copy { command: all(&fresh_folder(self.dir())), mount: None, medium: None }
-    }
+        Copy { command: cp_all(from, &fresh_folder(dir)), mount: None, medium: None }
+    };
+    let copies = &["cp -a, kernel mounts", "cp -a to the host's disk"];
+    Filled::new(image, mkfs, |host| mounted(host, false), "on ext4, blocks of 4 KiB").beside(copies, Box::new(copy))
 }

@@ -38,15 +38,15 @@ fn main() {
     part("walk: ext4, 200,000 small files", &|title| ext::walk(title, &ext::many_files()));
     part("relink: ext4, large files of an ext4 guest", &|title| {
         let guest = ext::large_files();
-        relink::run(title, &guest, &ext::Ext4::new(&guest.image), ext::source);
+        relink::run(title, &guest, &ext::host(&guest.image), ext::source);
     });
     part("relink: ext4, 20,000 mixed files of an ext4 guest", &|title| {
         let guest = ext::mixed_files();
-        relink::run(title, &guest, &ext::Ext4::new(&guest.image), ext::source);
+        relink::run(title, &guest, &ext::host(&guest.image), ext::source);
     });
     part("relink: ext4, 20,000 mixed files of an NTFS guest", &|title| {
         let guest = guest::windows();
-        relink::run(title, &guest, &ext::Ext4::new(&guest.image), relink::ntfs_source);
+        relink::run(title, &guest, &ext::host(&guest.image), relink::ntfs_source);
     });
     for (title, guest) in [
         ("relink: NTFS, large files of an NTFS guest", &guest::large_files as &dyn Fn() -> guest::Guest),
@@ -56,7 +56,7 @@ fn main() {
     ] {
         part(title, &|title| {
             let guest = guest();
-            relink::run(title, &guest, &ntfs::Ntfs::new(&guest.image), relink::ntfs_source);
+            relink::run(title, &guest, &ntfs::host(&guest.image), relink::ntfs_source);
         });
     }
     part("extract: large files of an ext4 guest", &|title| {

@@ -1,12 +1,12 @@
 //! NTFS as host: 8 GiB, clusters of 4 KiB, made and filled by `ntfs-3g`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::common::guest::{self, Guest, copy_sparse};
-use crate::common::{self, Mount, UNIMAGE, ok, tree};
+use crate::common::guest::{self, Guest};
+use crate::common::{self, Mount, ok, tree};
 use crate::measure::words;
-use crate::relink::{Copy, Target, cp, fresh_folder, fresh_medium};
+use crate::relink::{Copy, Filled, Source, cp_all, fresh_folder, fresh_medium};
 
 const MKNTFS: &[&str] = &["mkntfs", "-q", "-F", "-Q", "-c", "4096", "-s", "512", "-p", "0"];
 
@@ -35,76 +35,32 @@ pub fn few_files() -> Guest {
     Guest { image, files }
 }
 
-/// The host.
-pub struct Ntfs {
-    dir: tempfile::TempDir,
-    guest: PathBuf,
+fn mounted(volume: &Path) -> Source {
+    let mount = Mount::ntfs(volume, 0, 0, "rw,noatime,big_writes");
+    Source { dir: mount.dir.clone(), _mount: Box::new(mount) }
 }
 
-impl Ntfs {
-    /// A host with this image.
-    pub fn new(image: &Path) -> Self {
-        let dir = common::scratch();
-        let host = fresh_medium(dir.path(), 8 << 30, MKNTFS);
-        fs::rename(host, dir.path().join("host.img")).unwrap();
-        let this = Self { dir, guest: image.into() };
-        let mount = Mount::ntfs(&this.host(), 0, 0, "rw,noatime,big_writes");
-        fs::create_dir(mount.dir.join("vm")).unwrap();
-        copy_sparse(image, &mount.dir.join("vm/disk.img"));
-        drop(mount);
-        this
-    }
-    fn host(&self) -> PathBuf {
-        self.dir.path().join("host.img")
-    }
-}
-
-impl Target for Ntfs {
-    fn what(&self) -> String {
-        "on NTFS, clusters of 4 KiB".into()
-    }
-    fn image(&self) -> String {
-        format!("{}//vm/disk.img", self.host().display())
-    }
-    fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-    fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-    fn reset(&self) {
-        let journal = self.journal();
-        if journal.exists() {
-            ok(UNIMAGE, ["undo", journal.to_str().unwrap()]);
-            fs::remove_file(journal).unwrap();
+/// The host, with this image.
+pub fn host(image: &Path) -> Filled {
+    let guest = image.to_owned();
+    let copy = move |dir: &Path, what: &str, from: &[String]| match what {
+        "cp -a, ntfs-3g mounts" => {
+            let medium = fresh_medium(dir, 8 << 30, MKNTFS);
+            let mount = mounted(&medium);
+            let command = cp_all(from, mount.dir.to_str().unwrap());
+            Copy { command, mount: Some(Box::new(mount)), medium: Some(medium) }
         }
-    }
-    fn copies(&self) -> Vec<&'static str> {
-        vec!["cp -a, ntfs-3g mounts", "cp -a to the host's disk", "7z x to the host's disk"]
-    }
-    fn copy(&self, what: &str, from: &[String]) -> Copy {
-        let all = |to: &str| {
-            let mut command = cp(from, to);
-            command.splice(1..4, words(&["-a", "--sparse=never"]));
-            command
-        };
-        match what {
-            "cp -a, ntfs-3g mounts" => {
-                let medium = fresh_medium(self.dir(), 8 << 30, MKNTFS);
-                let mount = Mount::ntfs(&medium, 0, 0, "rw,noatime,big_writes");
-                let command = all(mount.dir.to_str().unwrap());
-                Copy { command, mount: Some(Box::new(mount)), medium: Some(medium) }
-            }
-            "7z x to the host's disk" => {
-                // It does not look into partitions.
-                let (volume, image) = (self.dir().join("volume.ntfs"), self.guest.display());
-                let (from, to) = (format!("if={image}"), format!("of={}", volume.display()));
-                ok("dd", ["bs=1M", "skip=1", "conv=sparse", "status=none", &from, &to]);
-                let to = format!("-o{}", fresh_folder(self.dir()));
-                let command = words(&["7z", "x", "-y", &to, volume.to_str().unwrap()]);
-                Copy { command, mount: None, medium: None }
-            }
-            _ => Copy { command: all(&fresh_folder(self.dir())), mount: None, medium: None },
+        "7z x to the host's disk" => {
+            // It does not look into partitions.
+            let volume = dir.join("volume.ntfs");
+            let (from, to) = (format!("if={}", guest.display()), format!("of={}", volume.display()));
+            ok("dd", ["bs=1M", "skip=1", "conv=sparse", "status=none", &from, &to]);
+            let to = format!("-o{}", fresh_folder(dir));
+            let command = words(&["7z", "x", "-y", &to, volume.to_str().unwrap()]);
+            Copy { command, mount: None, medium: None }
         }
-    }
+        _ => Copy { command: cp_all(from, &fresh_folder(dir)), mount: None, medium: None },
+    };
+    let copies = &["cp -a, ntfs-3g mounts", "cp -a to the host's disk", "7z x to the host's disk"];
+    Filled::new(image, MKNTFS, mounted, "on NTFS, clusters of 4 KiB").beside(copies, Box::new(copy))
 }

@@ -38,12 +38,72 @@ pub struct Copy {
     pub medium: Option<PathBuf>,
 }
 
-/// The guest's files as a driver shows them.
+/// Files as a driver shows them.
 pub struct Source {
     /// Where.
     pub dir: PathBuf,
     /// The mount, held for as long as it is wanted.
     pub _mount: Box<dyn Any>,
+}
+
+/// A host of 8 GiB that a driver has filled: the image is `vm/disk.img` in it. Brought back by `undo` between rounds.
+pub struct Filled {
+    dir: tempfile::TempDir,
+    what: &'static str,
+    copies: &'static [&'static str],
+    copy: CopyTo,
+}
+
+/// Makes a fresh medium in a folder for the copy with a row's name.
+pub type CopyTo = Box<dyn Fn(&Path, &str, &[String]) -> Copy>;
+
+impl Filled {
+    /// Made by a command, and written through a mount.
+    pub fn new(image: &Path, mkfs: &[&str], mount: impl FnOnce(&Path) -> Source, what: &'static str) -> Self {
+        let dir = common::scratch();
+        let host = dir.path().join("host.img");
+        fs::rename(fresh_medium(dir.path(), 8 << 30, mkfs), &host).unwrap();
+        let mount = mount(&host);
+        fs::create_dir(mount.dir.join("vm")).unwrap();
+        guest::copy_sparse(image, &mount.dir.join("vm/disk.img"));
+        drop(mount);
+        Self { dir, what, copies: &[], copy: Box::new(|_, what, _| panic!("{what}")) }
+    }
+    /// With these copies.
+    pub fn beside(self, copies: &'static [&'static str], copy: CopyTo) -> Self {
+        Self { copies, copy, ..self }
+    }
+    fn host(&self) -> PathBuf {
+        self.dir.path().join("host.img")
+    }
+}
+
+impl Target for Filled {
+    fn what(&self) -> String {
+        self.what.into()
+    }
+    fn image(&self) -> String {
+        format!("{}//vm/disk.img", self.host().display())
+    }
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+    fn reset(&self) {
+        let journal = self.journal();
+        if journal.exists() {
+            ok(UNIMAGE, ["undo", journal.to_str().unwrap()]);
+            fs::remove_file(journal).unwrap();
+        }
+    }
+    fn copies(&self) -> Vec<&'static str> {
+        self.copies.to_vec()
+    }
+    fn copy(&self, what: &str, from: &[String]) -> Copy {
+        (self.copy)(self.dir(), what, from)
+    }
 }
 
 /// An NTFS guest in a partition, by `ntfs-3g`.
@@ -167,6 +227,13 @@ pub fn cp(from: &[String], to: &str) -> Vec<String> {
     let mut command = words(&["cp", "-r", "--sparse=never", "--preserve=timestamps"]);
     command.extend(from.iter().cloned());
     command.push(to.to_owned());
+    command
+}
+
+/// `cp -a` of all of `from`, with every byte.
+pub fn cp_all(from: &[String], to: &str) -> Vec<String> {
+    let mut command = cp(from, to);
+    command.splice(1..4, words(&["-a", "--sparse=never"]));
     command
 }
 

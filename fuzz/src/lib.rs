@@ -92,6 +92,7 @@ fn walk(fs: Result<Option<Arc<dyn FileSystem>>>) {
     let Ok(tree) = fs.walk() else { return };
     for (entry, _) in tree.order() {
         let _ = tree.path(entry);
+        let _ = fs.security(&tree, tree.entry(entry).object);
     }
     let streams = tree.objects().flat_map(|(id, _)| tree.streams(id)).take(STREAMS);
     for id in streams {

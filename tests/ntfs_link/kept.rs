@@ -53,7 +53,7 @@ fn everything(root: &Path) -> BTreeMap<String, Vec<(String, String)>> {
 }
 
 /// A descriptor: S-1-5-21-1-2-3-`rid` owns it and may do all; everybody may read.
-fn descriptor(rid: u8) -> Vec<u8> {
+pub fn descriptor(rid: u8) -> Vec<u8> {
     let sid = [&[1, 5, 0, 0, 0, 0, 0, 5, 21, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, rid, 4, 0, 0][..]].concat();
     let everybody = [1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
     let ace = |mask: [u8; 4], sid: &[u8]| [&[0, 3, sid.len() as u8 + 8, 0][..], &mask, sid].concat();

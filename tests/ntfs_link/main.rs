@@ -10,11 +10,18 @@ mod kill;
 #[expect(dead_code, reason = "only power cuts are used here")]
 #[path = "../common/machine.rs"]
 mod machine;
+mod mutated;
+#[path = "../common/mutate.rs"]
+mod mutate;
 #[path = "../ntfs_support/mod.rs"]
 mod ntfs_support;
 mod relink;
+#[expect(dead_code, reason = "only what walks NTFS and relinks is used here")]
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
 
 use host::*;
+use ntfs_support::Noise;
 
 const SHAPES: [Shape; 4] = [
     Shape { sector: 512, cluster: 512, mib: 24 },

@@ -25,7 +25,7 @@ use unimage::extent::{ReadAt, Volume};
 use unimage::fs::{FileSystem, ReadOptions};
 
 pub use hash::sha256 as sha;
-pub use noise::noise;
+pub use noise::{Noise, noise};
 pub use run::ok_bytes as run;
 
 pub fn volume(bytes: Vec<u8>) -> Arc<dyn ReadAt<Volume>> {

@@ -59,12 +59,14 @@ pub struct Keeper<'a> {
     /// Bytes of a descriptor that a record has room for.
     room: usize,
     known: HashMap<Vec<u8>, Security>,
+    /// The one that was asked for last: most files have the same as the one before.
+    last: Option<(Vec<u8>, Security)>,
 }
 
 impl<'a> Keeper<'a> {
     /// For records of so many bytes.
     pub fn new(secure: &'a Secure, others: [Security; 2], record: usize) -> Self {
-        Self { secure, others, room: capacity(record) / 2, known: HashMap::new() }
+        Self { secure, others, room: capacity(record) / 2, known: HashMap::new(), last: None }
     }
     /// Of a file or directory that nothing is said of.
     pub fn none(&self, dir: bool) -> Extras {
@@ -100,6 +102,14 @@ impl<'a> Keeper<'a> {
     }
     /// A descriptor: by the identity that the host has for it, or as it is. None where it is not sound or too long.
     pub fn security(&mut self, descriptor: &[u8]) -> Option<Security> {
+        if let Some((_, security)) = self.last.as_ref().filter(|(last, _)| last == descriptor) {
+            return Some(security.clone());
+        }
+        let security = self.looked_up(descriptor)?;
+        self.last = Some((descriptor.to_vec(), security.clone()));
+        Some(security)
+    }
+    fn looked_up(&mut self, descriptor: &[u8]) -> Option<Security> {
         if let Some(known) = self.known.get(descriptor) {
             return Some(known.clone());
         }

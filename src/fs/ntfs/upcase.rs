@@ -42,18 +42,29 @@ impl UpCase {
 /// Whether a name can be used through Win32: see [`crate::fs::host::NameRules::Win32`].
 pub fn legal(name: &[u16]) -> bool {
     let bad = |u: &u16| *u < 0x20 || u8::try_from(*u).is_ok_and(|b| br#""*/:<>?\|"#.contains(&b));
-    let Ok(text) = String::from_utf16(name) else { return false };
-    let base = text.split('.').next().unwrap_or_default().trim_end().to_uppercase();
+    (1..=255).contains(&name.len())
+        && !name.iter().any(bad)
+        && !matches!(name.last(), Some(0x20 | 0x2E))
+        && char::decode_utf16(name.iter().copied()).all(|c| c.is_ok())
+        && !device(name)
+}
+
+/// Whether a name is one of a device, whatever stands behind its first dot.
+fn device(name: &[u16]) -> bool {
+    let base = name.split(|u| *u == 0x2E).next().unwrap_or_default();
+    let space = |u: &u16| char::from_u32((*u).into()).is_some_and(char::is_whitespace);
+    let base = base.get(..base.iter().rposition(|u| !space(u)).map_or(0, |n| n.saturating_add(1))).unwrap_or_default();
+    // `CONOUT$` is the longest.
+    if !(3..=7).contains(&base.len()) {
+        return false;
+    }
+    let base = String::from_utf16_lossy(base).to_uppercase();
     let port = ["COM", "LPT"].iter().any(|p| {
         base.strip_prefix(p).is_some_and(|n| {
             matches!(n, "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "\u{b9}" | "\u{b2}" | "\u{b3}")
         })
     });
-    (1..=255).contains(&name.len())
-        && !name.iter().any(bad)
-        && !text.ends_with(['.', ' '])
-        && !port
-        && !matches!(base.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+    port || matches!(base.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
 }
 
 #[cfg(test)]
@@ -78,10 +89,10 @@ mod tests {
 
     #[test]
     fn names_of_win32() {
-        for name in ["a", "console", ".hidden", "a b", "\u{1F980}", "com0", "lpt10"] {
+        for name in ["a", "console", ".hidden", "a b", "\u{1F980}", "com0", "lpt10", "conout$x"] {
             assert!(legal(&wide(name)), "{name}");
         }
-        for name in ["", "a.", "a ", "con", "Con.txt", "COM1", "lpt\u{b3}.x", "a:b", "a/b", "tab\t", &"x".repeat(256)] {
+        for name in ["", "a.", "a ", "con", "Con.txt", "nul  \u{a0}.y", "ConOut$.z", "COM1", "lpt\u{b3}.x", "a:b", "a/b", "tab\t", &"x".repeat(256)] {
             assert!(!legal(&wide(name)), "{name}");
         }
         assert!(!legal(&[0x61, 0xD800]));
