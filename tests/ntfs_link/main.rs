@@ -11,6 +11,7 @@ mod kill;
 #[path = "../common/machine.rs"]
 mod machine;
 mod mutated;
+#[expect(dead_code, reason = "the sectors are chosen here")]
 #[path = "../common/mutate.rs"]
 mod mutate;
 #[path = "../ntfs_support/mod.rs"]

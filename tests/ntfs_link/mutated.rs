@@ -24,7 +24,7 @@ fn fill(m: &Mount) {
     }
     for (name, ea) in [
         ("one", &b"\x14\0\0\0\0\x04\x06\0NAME\0value\0\0"[..]),
-        ("two", b"\x10\0\0\0\0\x01\x02\0A\0xy\0\0\0\0\x10\0\0\0\x80\x01\x02\0B\0zz\0\0\0\0"),
+        ("two", b"\x0C\0\0\0\0\x01\x02\0A\0xy\x0C\0\0\0\x80\x01\x02\0B\0zz"),
     ] {
         m.put(name, b"with extended attributes");
         m.set_xattr(name, "system.ntfs_ea", ea);
