@@ -10,10 +10,10 @@ mod kill;
 #[expect(dead_code, reason = "only power cuts are used here")]
 #[path = "../common/machine.rs"]
 mod machine;
-mod mutated;
 #[expect(dead_code, reason = "the sectors are chosen here")]
 #[path = "../common/mutate.rs"]
 mod mutate;
+mod mutated;
 #[path = "../ntfs_support/mod.rs"]
 mod ntfs_support;
 mod relink;

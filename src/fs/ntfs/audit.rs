@@ -291,7 +291,8 @@ impl Audit<'_> {
             }
             self.record(*id, record)
         };
-        let names = added.all.par_iter().zip(asked).map_init(|| self.keeper.clone(), one).collect::<Result<Vec<_>>>()?;
+        let names =
+            added.all.par_iter().zip(asked).map_init(|| self.keeper.clone(), one).collect::<Result<Vec<_>>>()?;
         Ok((added, names))
     }
     /// All older entries are as they were, the image is gone, and there is nothing else.
@@ -346,7 +347,8 @@ impl Audit<'_> {
         let reparse = self.before.reparse_index().filter(|_| self.points(added).next().is_some());
         let (size, count) = (self.old.reader.boot.record, self.old.reader.records());
         let parents: BTreeSet<u64> = self.changed_dirs()?;
-        let sequence = |s: &State, n: u64| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
+        let sequence =
+            |s: &State, n: u64| usize::try_from(n).ok().and_then(|n| s.census.slots.get(n)).map_or(0, |s| s.0);
         for n in &gone {
             if self.now.census.in_use.get(*n) || sequence(self.before, *n) == sequence(self.now, *n) {
                 let place = self.old.reader.place(*n).get();
@@ -484,7 +486,11 @@ impl Audit<'_> {
             known = known.saturating_add(found.into());
             let right = found || self.other_name(number, key)?;
             if !right || key.reference.sequence() != sequence(n) || !self.now.census.in_use.get(n) {
-                return Err(wrong(place, "directory index", format!("no entry without a file, but one for record {n}")));
+                return Err(wrong(
+                    place,
+                    "directory index",
+                    format!("no entry without a file, but one for record {n}"),
+                ));
             }
             if let Some(id) = object(n)
                 && let Some(at) = added.place(id)

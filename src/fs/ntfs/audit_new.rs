@@ -60,13 +60,7 @@ impl Audit<'_> {
         self.stream(entry, tree.data(object), size, content, copied)
     }
     /// Reparse buffer, extended attributes and security.
-    fn extras(
-        &self,
-        entry: &NewEntry,
-        object: ObjectId,
-        record: &RawRecord,
-        keeper: &mut Keeper<'_>,
-    ) -> Result<()> {
+    fn extras(&self, entry: &NewEntry, object: ObjectId, record: &RawRecord, keeper: &mut Keeper<'_>) -> Result<()> {
         let expected: Extras = match &entry.kind {
             NewKind::Symlink(_) | NewKind::Special(_) => keeper.special(entry).unwrap_or_default(),
             _ => keeper.of(entry),

@@ -443,7 +443,10 @@ mod tests {
                 let built = build(&keys.iter().collect::<Vec<_>>(), form, cluster, room).unwrap();
                 assert!(built.root.len() <= room);
                 let count = built.blocks.len() / block;
-                assert_eq!(measure(&keys.iter().collect::<Vec<_>>(), form, cluster, room), Some((built.root.len(), count)));
+                assert_eq!(
+                    measure(&keys.iter().collect::<Vec<_>>(), form, cluster, room),
+                    Some((built.root.len(), count))
+                );
                 let mut bitmap = Bits::new(count as u64);
                 (0..count).for_each(|n| _ = bitmap.put(n as u64, true));
                 let blocks = Resident::new(built.blocks);

@@ -92,7 +92,21 @@ mod tests {
         for name in ["a", "console", ".hidden", "a b", "\u{1F980}", "com0", "lpt10", "conout$x"] {
             assert!(legal(&wide(name)), "{name}");
         }
-        for name in ["", "a.", "a ", "con", "Con.txt", "nul  \u{a0}.y", "ConOut$.z", "COM1", "lpt\u{b3}.x", "a:b", "a/b", "tab\t", &"x".repeat(256)] {
+        for name in [
+            "",
+            "a.",
+            "a ",
+            "con",
+            "Con.txt",
+            "nul  \u{a0}.y",
+            "ConOut$.z",
+            "COM1",
+            "lpt\u{b3}.x",
+            "a:b",
+            "a/b",
+            "tab\t",
+            &"x".repeat(256),
+        ] {
             assert!(!legal(&wide(name)), "{name}");
         }
         assert!(!legal(&[0x61, 0xD800]));

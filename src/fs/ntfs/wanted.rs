@@ -118,7 +118,11 @@ pub struct From<'a> {
 ///
 /// # Errors
 /// [`Error::Refused`] where there is too little space.
-pub fn take_for_copies(job: &Job<'_>, space: &mut Space, cluster: u64) -> Result<(Vec<Copy>, HashMap<usize, Vec<Run>>)> {
+pub fn take_for_copies(
+    job: &Job<'_>,
+    space: &mut Space,
+    cluster: u64,
+) -> Result<(Vec<Copy>, HashMap<usize, Vec<Run>>)> {
     let (mut copies, mut places) = (Vec::new(), HashMap::new());
     for position in job.tree.copies() {
         let size = match job.tree.entries.get(position).map(|e| &e.kind) {
