@@ -46,7 +46,7 @@ impl Bed for Host {
 fn scene(shape: Shape) -> Scene<Host> {
     let dir = scratch();
     let image = dir.path().join("guest");
-    let files = guest::tiny_ntfs(&image, 1 << 20, shape.cluster as u32);
+    let files = guest::tiny_ntfs(&image, 2 << 20, shape.cluster as u32);
     let host = Host::new(shape, &image);
     let journal = host.journal().display().to_string();
     unimage(["relink", &host.image, "--into", "/out", "--journal", &journal, "--commit"]).exits(0);
@@ -54,11 +54,11 @@ fn scene(shape: Shape) -> Scene<Host> {
     Scene::of(host)
 }
 
-const SMALL: Shape = Shape { sector: 512, cluster: 512, mib: 4, pieces: 12, partition: true };
+const SMALL: Shape = Shape { sector: 512, cluster: 512, mib: 5, pieces: 12, partition: true };
 
 #[test]
 fn killed_at_every_call_of_a_commit() {
-    for shape in [SMALL, Shape { sector: 4096, cluster: 4096, mib: 6, pieces: 3, partition: false }] {
+    for shape in [SMALL, Shape { sector: 4096, cluster: 4096, mib: 8, pieces: 3, partition: false }] {
         let ends = kill_everywhere(&scene(shape), "relink", &|s| s.host.reset());
         assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
     }

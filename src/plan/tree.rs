@@ -97,7 +97,9 @@ pub fn assemble(
             if let (true, Some(object)) = (xattrs && !matches!(entry.kind, NewKind::HardLink(_)), object)
                 && draft.row.stream.is_none_or(|s| guest.tree.stream_name(s).is_none())
             {
-                entry.xattrs = guest.tree.xattrs(object).to_vec();
+                let own = guest.tree.xattrs(object);
+                entry.xattrs = Vec::with_capacity(own.len().saturating_add(draft.security.is_some().into()));
+                entry.xattrs.extend_from_slice(own);
                 entry.xattrs.extend(draft.security.map(|d| (SECURITY.to_vec(), d.to_vec())));
             }
             if let Some(source) = draft.source {

@@ -78,6 +78,9 @@ impl Added {
     }
 }
 
+/// Of each new object its names, with all that stands beside them.
+type Names = Vec<Vec<Vec<u8>>>;
+
 /// What was asked for of a new object, and where its copy went.
 type Asked<'j> = Option<(&'j NewEntry, Option<Places>)>;
 
@@ -219,7 +222,7 @@ impl Audit<'_> {
     }
     /// Each new entry is there, and is what was asked for. The objects that are new, and the names of each, with all that stands
     /// beside them.
-    fn entries(&self) -> Result<(Added, Vec<Vec<Vec<u8>>>)> {
+    fn entries(&self) -> Result<(Added, Names)> {
         let tree = &self.now.tree;
         let mut added = Added::new(tree);
         let mut asked: Vec<Asked<'_>> = Vec::new();
@@ -388,7 +391,7 @@ impl Audit<'_> {
             return Err(wrong(place(), "MFT record", "the flag of a directory on directories"));
         }
         let links = usize::from(record.links());
-        let mut names = Vec::new();
+        let mut names = Vec::with_capacity(links);
         let mut others = Vec::new();
         if record.has_list() {
             let chunk = self.new.reader.file(number, 0)?;

@@ -33,9 +33,9 @@ pub struct Extras {
     /// A reparse buffer.
     pub reparse: Option<Vec<u8>>,
     /// The same as an attribute.
-    pub point: Option<Value<'static>>,
+    pub point: Option<Box<Value<'static>>>,
     /// `$EA`.
-    pub ea: Option<Value<'static>>,
+    pub ea: Option<Box<Value<'static>>>,
     /// `$EA_INFORMATION`, where there are such.
     pub ea_information: Vec<u8>,
 }
@@ -146,13 +146,13 @@ fn is_reparse(value: &[u8]) -> bool {
 impl Extras {
     fn set_reparse(&mut self, buffer: Vec<u8>) {
         let body = Body::Resident(buffer.clone().into(), false);
-        self.point = Some(Value { kind: kind::REPARSE_POINT, name: Cow::default(), body });
+        self.point = Some(Box::new(Value { kind: kind::REPARSE_POINT, name: Cow::default(), body }));
         self.reparse = Some(buffer);
     }
     fn set_ea(&mut self, value: &[u8]) {
         if let Some(information) = ea_information(value) {
             let body = Body::Resident(value.to_vec().into(), false);
-            self.ea = Some(Value { kind: kind::EA, name: Cow::default(), body });
+            self.ea = Some(Box::new(Value { kind: kind::EA, name: Cow::default(), body }));
             self.ea_information = information;
         }
     }

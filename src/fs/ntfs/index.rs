@@ -350,14 +350,11 @@ enum Part {
     Block(u64),
 }
 
+/// Is told of a part: its entries, and the child of its end.
+type Told<'t> = dyn FnMut(Part, &[Item<'_>], Option<u64>) -> Option<()> + 't;
+
 /// Tells `part` of each block in order of VCN, and of the root: its entries, and the child of its end.
-fn arranged(
-    keys: &[&Key],
-    form: Form,
-    cluster: u64,
-    room: usize,
-    part: &mut dyn FnMut(Part, &[Item<'_>], Option<u64>) -> Option<()>,
-) -> Option<()> {
+fn arranged(keys: &[&Key], form: Form, cluster: u64, room: usize, part: &mut Told<'_>) -> Option<()> {
     let mut blocks = 0u64;
     let mut level: Vec<Item<'_>> = keys.iter().map(|key| Item { key, child: None }).collect();
     let mut last: Option<u64> = None;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Encoding, Layer, Map, MapLayer, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::host::Host;
 use crate::fs::ntfs::host::State;
-use crate::fs::ntfs::layout::{self, BITMAP, Boot, COMPRESSION_MASK, LOG_FILE, MFT, VOLUME, kind};
+use crate::fs::ntfs::layout::{self, BITMAP, Body, Boot, COMPRESSION_MASK, LOG_FILE, MFT, Record, VOLUME, kind};
 use crate::fs::ntfs::merge::Merge;
 use crate::fs::ntfs::pieces;
 use crate::fs::ntfs::raw::RawRecord;
@@ -95,18 +95,24 @@ impl Ntfs {
     }
     /// The security descriptor of a file by its base record.
     pub(super) fn security_of(&self, record: &RawRecord) -> Option<Arc<[u8]>> {
-        if let Some(own) = record.get(kind::SECURITY_DESCRIPTOR).and_then(|a| a.value.as_deref()) {
-            return Some(own.into());
+        let value = |kind| record.get(kind).and_then(|a| a.value.as_deref());
+        let own = value(kind::SECURITY_DESCRIPTOR).map(Arc::from);
+        self.descriptor(record.number, own, value(kind::STANDARD_INFORMATION).map(security_id), record.has_list())
+    }
+    /// The same by what the record says: a descriptor of its own, an identity, whether some attributes are in other records.
+    fn descriptor(&self, number: u64, own: Option<Arc<[u8]>>, id: Option<u32>, listed: bool) -> Option<Arc<[u8]>> {
+        if own.is_some() {
+            return own;
         }
-        let info = record.get(kind::STANDARD_INFORMATION)?.value.as_deref()?;
-        let id = info.get(0x34..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
-        if id != 0 {
-            return self.secure().get(id).cloned();
+        match id? {
+            0 if listed => {
+                let far = self.reader.open_value(number, kind::SECURITY_DESCRIPTOR, b"").ok()?;
+                let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
+                far.read_vec(Offset::new(0), len).ok().map(Arc::from)
+            }
+            0 => None,
+            id => self.secure().get(id).cloned(),
         }
-        let far =
-            self.reader.open_value(record.number, kind::SECURITY_DESCRIPTOR, b"").ok().filter(|_| record.has_list())?;
-        let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
-        far.read_vec(Offset::new(0), len).ok().map(Arc::from)
     }
     pub(super) fn small(&self, number: u64, kind: u32) -> Option<Vec<u8>> {
         let layer = self.reader.open_value(number, kind, b"").ok()?;
@@ -182,6 +188,11 @@ impl Ntfs {
             chunk.record(bytes, number, place, expected, context);
         }
     }
+}
+
+/// The identity of a descriptor in `$STANDARD_INFORMATION`, 0 for none.
+fn security_id(information: &[u8]) -> u32 {
+    information.get(0x34..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }
 
 impl FileSystem for Ntfs {
@@ -306,7 +317,22 @@ impl FileSystem for Ntfs {
         (whole && !lost && wrong.is_none()).then_some(Packed { unit, cluster, map })
     }
     fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
-        self.security_of(&RawRecord::read(&self.reader, tree.object(object).number).ok()?)
+        let number = tree.object(object).number;
+        let (mut own, mut id, mut listed) = (None, None, false);
+        let look = |record: &Record<'_>| {
+            for attribute in record.attributes() {
+                let a = attribute?;
+                match (a.kind, a.body) {
+                    (kind::SECURITY_DESCRIPTOR, Body::Resident(value)) => own = Some(Arc::from(value)),
+                    (kind::STANDARD_INFORMATION, Body::Resident(value)) => id = Some(security_id(value)),
+                    (kind::ATTRIBUTE_LIST, _) => listed = true,
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        self.reader.decoded(number, look).ok()?;
+        self.descriptor(number, own, id, listed)
     }
     fn as_host(&self) -> Option<&dyn Host> {
         Some(self)

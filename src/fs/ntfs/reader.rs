@@ -265,15 +265,34 @@ impl Reader {
     /// Where it is not there any more.
     pub fn resident(&self, locator: u64) -> Result<Vec<u8>> {
         let (number, at) = (locator >> 16, (locator & 0xFFFF) as usize);
-        let mut bytes = self.record(number)?;
-        let place = self.place(number);
-        layout::fix_up(&mut bytes).map_err(|what| Error::corrupt(format!("MFT record {number}"), place, what))?;
-        let record = Record::decode(Fields::new("MFT record", place, &bytes), number)?;
-        match record.attribute(at)?.body {
+        self.decoded(number, |record| match record.attribute(at)?.body {
             Body::Resident(value) => Ok(value.to_vec()),
             Body::NonResident { .. } => {
+                let place = self.place(number);
                 Err(Error::corrupt(format!("MFT record {number}"), place, format!("a resident value at {at:#x}")))
             }
+        })
+    }
+    /// What `look` makes of one record, which is not kept.
+    ///
+    /// # Errors
+    /// Where it can't be read, and those of `look`.
+    pub fn decoded<T>(&self, number: u64, look: impl FnOnce(&Record<'_>) -> Result<T>) -> Result<T> {
+        // Many are looked at one after the other: mostly nothing is allocated for that.
+        let (mut short, mut long) = ([0; 1024], Vec::new());
+        let bytes = match short.get_mut(..self.boot.record) {
+            Some(short) => short,
+            None => {
+                long.resize(self.boot.record, 0);
+                long.as_mut_slice()
+            }
+        };
+        self.read_mft(Offset::new(number.saturating_mul(self.boot.record as u64)), bytes)?;
+        let place = self.place(number);
+        if !bytes.starts_with(b"FILE") {
+            return Err(Error::corrupt(format!("MFT record {number}"), place, "the signature `FILE`"));
         }
+        layout::fix_up(bytes).map_err(|what| Error::corrupt(format!("MFT record {number}"), place, what))?;
+        look(&Record::decode(Fields::new("MFT record", place, bytes), number)?)
     }
 }

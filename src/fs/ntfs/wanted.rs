@@ -110,19 +110,18 @@ pub struct From<'a> {
     pub up: &'a upcase::UpCase,
     /// What becomes of extended attributes.
     pub keeper: Keeper<'a>,
-    /// Clusters of what is copied, by the positions of its entries: see [`take_for_copies`].
-    pub copies: HashMap<usize, Vec<Run>>,
+    /// Clusters of what is copied: see [`take_for_copies`].
+    pub copies: Taken,
 }
+
+/// Clusters by the positions of the entries that are copied into them.
+pub type Taken = HashMap<usize, Vec<Run>>;
 
 /// Takes clusters for all that is copied, in the order in which it lies on the host: the copies are then one pass.
 ///
 /// # Errors
 /// [`Error::Refused`] where there is too little space.
-pub fn take_for_copies(
-    job: &Job<'_>,
-    space: &mut Space,
-    cluster: u64,
-) -> Result<(Vec<Copy>, HashMap<usize, Vec<Run>>)> {
+pub fn take_for_copies(job: &Job<'_>, space: &mut Space, cluster: u64) -> Result<(Vec<Copy>, Taken)> {
     let (mut copies, mut places) = (Vec::new(), HashMap::new());
     for position in job.tree.copies() {
         let size = match job.tree.entries.get(position).map(|e| &e.kind) {
@@ -174,7 +173,8 @@ impl Wanted {
                     let node = all.node(parent, &entry.name, times, attributes)?;
                     all.extras(node, from.keeper.of(entry));
                     if let Some(n) = all.nodes.get_mut(node) {
-                        n.data.push(Value { kind: kind::DATA, name: Cow::default(), body });
+                        // Most files have one stream, and there may be many files: not more room than that.
+                        n.data = vec![Value { kind: kind::DATA, name: Cow::default(), body }];
                     }
                     (node, None)
                 }
@@ -236,7 +236,8 @@ impl Wanted {
                 Body::Resident(bytes, _) => bytes.len(),
                 Body::Runs { .. } => 0,
             };
-            let all = node.data.iter_mut().chain(&mut node.extras.ea).chain(&mut node.extras.point);
+            let (ea, point) = (node.extras.ea.as_deref_mut(), node.extras.point.as_deref_mut());
+            let all = node.data.iter_mut().chain(ea).chain(point);
             let Some(largest) = all.max_by_key(|v| len(v)).filter(|v| len(v) > RUNS) else {
                 return Ok(());
             };
@@ -283,6 +284,7 @@ impl Wanted {
             return Err(refused("a directory is missing"));
         };
         dir.entries.push((node, n.names.len()));
+        n.names.reserve_exact(1);
         n.names.push((parent, units));
         Ok(())
     }
@@ -443,7 +445,7 @@ impl Node {
             out.push(value(kind::SECURITY_DESCRIPTOR, Cow::Borrowed(descriptor), false));
         }
         out.extend(self.data.iter().map(Value::borrowed));
-        out.extend(self.extras.point.as_ref().map(Value::borrowed));
+        out.extend(self.extras.point.as_deref().map(Value::borrowed));
         if let Some(ea) = &self.extras.ea {
             out.push(value(kind::EA_INFORMATION, Cow::Borrowed(&self.extras.ea_information), false));
             out.push(ea.borrowed());
@@ -462,7 +464,7 @@ impl Node {
         if self.extras.ea.is_some() {
             all = all.saturating_add(resident_len(&[], self.extras.ea_information.len()));
         }
-        let others = self.data.iter().chain(&self.extras.point).chain(&self.extras.ea);
+        let others = self.data.iter().chain(self.extras.point.as_deref()).chain(self.extras.ea.as_deref());
         others.map(of).fold(all, usize::saturating_add)
     }
 }
