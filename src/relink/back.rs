@@ -21,7 +21,7 @@ pub fn recover(journal: &Path, host: Option<&Path>, progress: Progress<'_>) -> R
     let mut journal = Journal::open(medium::open_journal(journal)?)?;
     // What is finished needs no host, which may be mounted by now.
     match journal.state() {
-        State::Filling | State::Sealed | State::Undoing => {}
+        State::Filling | State::Sealed | State::Undoing | State::Reusing => {}
         _ if !is_as_it_says(&journal, host)? => {}
         State::Done => return Ok(Outcome::AlreadyFinished),
         State::TakenBack | State::Undone => return Ok(Outcome::AlreadyTakenBack),

@@ -130,6 +130,8 @@ fn step(progress: Progress<'_>) -> impl Fn(txn::Progress) + Sync + '_ {
             txn::Step::Filling => "copying",
             txn::Step::ReadingOld => "reading what is replaced",
             txn::Step::Sealing => "writing the journal",
+            txn::Step::ReadingMoved => "reading what is copied",
+            txn::Step::Moving => "copying into the image",
             txn::Step::Checking => "checking",
             txn::Step::Switching => "writing metadata",
         };

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::extent::Offset;
 use crate::txn::SECTOR;
 use crate::txn::codec::{Decoder, Encoder};
+use crate::txn::reuse::{Move, sound};
 
 /// One sector's contents.
 pub(super) type Contents = [u8; SECTOR as usize];
@@ -84,10 +86,27 @@ pub(super) struct Body {
     pub(super) filled: Vec<Sum>,
     /// What tells, as a whole, that nobody wrote since: sums of the new state.
     pub(super) witnesses: Vec<Sum>,
+    /// What goes to units of the image, by batch.
+    pub(super) moves: Vec<Moved>,
+}
+
+/// A move, and what it moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// From and to.
+    pub(super) step: Move,
+    /// The checksum of the bytes.
+    pub(super) sum: [u8; 32],
+    /// Where they begin among those that the journal keeps; 0 where it does not.
+    pub(super) kept: u64,
 }
 
 /// Bytes of an encoded sum, at least.
 const SUM_MIN: usize = 34;
+/// Bytes of an encoded move, at least.
+const MOVE_MIN: usize = 36;
+/// The most bytes of a move: a unit, or what is read at once.
+const MOVE_MAX: u64 = 64 << 20;
 
 impl Body {
     /// The interim contents of a sector.
@@ -103,7 +122,7 @@ impl Body {
     }
 
     /// The sections: tag and bytes.
-    pub(super) fn encode(&self) -> [(super::frames::Tag, Vec<u8>); 3] {
+    pub(super) fn encode(&self) -> Vec<(super::frames::Tag, Vec<u8>)> {
         let mut places = Encoder::default();
         places.num(self.groups.len() as u64);
         for (group, name) in (0u32..).zip(&self.groups) {
@@ -135,7 +154,65 @@ impl Body {
                 sums.raw(&s.sum);
             }
         }
-        [(*b"POOL", self.pool.bytes.clone()), (*b"PLAC", places.into_bytes()), (*b"SUMS", sums.into_bytes())]
+        let mut all =
+            vec![(*b"POOL", self.pool.bytes.clone()), (*b"PLAC", places.into_bytes()), (*b"SUMS", sums.into_bytes())];
+        if !self.moves.is_empty() {
+            all.push((*b"MOVE", self.encode_moves()));
+        }
+        all
+    }
+
+    fn encode_moves(&self) -> Vec<u8> {
+        let mut e = Encoder::default();
+        e.num(self.moves.len() as u64);
+        for m in &self.moves {
+            e.num(m.step.batch.into());
+            e.num(m.step.to.get());
+            e.num(m.step.len);
+            e.raw(&m.sum);
+            match &m.step.from {
+                None => {
+                    e.num(0);
+                    e.num(m.kept);
+                }
+                Some(from) => {
+                    e.num(from.len() as u64);
+                    for (len, at) in from {
+                        e.num(*len);
+                        e.num(at.map_or(0, |at| at.saturating_add(1)));
+                    }
+                }
+            }
+        }
+        e.into_bytes()
+    }
+
+    fn decode_moves(bytes: &[u8], volume_len: u64) -> Option<Vec<Moved>> {
+        let within = |at: u64, len: u64| at.checked_add(len).filter(|end| *end <= volume_len);
+        let mut d = Decoder::new(bytes);
+        let count = d.index()?;
+        let mut moves = Vec::with_capacity(d.room_for(count, MOVE_MIN));
+        for _ in 0..count {
+            let (batch, to, len, sum) = (d.small()?, d.num()?, d.num()?, d.array()?);
+            within(to, len).filter(|_| len <= MOVE_MAX)?;
+            let pieces = d.index()?;
+            let (mut from, mut kept) = (None, 0);
+            if pieces == 0 {
+                kept = d.num()?;
+            } else {
+                let mut all = Vec::with_capacity(d.room_for(pieces, 2));
+                for _ in 0..pieces {
+                    let (len, at) = (d.num()?, d.num()?.checked_sub(1));
+                    within(at.unwrap_or(0), len)?;
+                    all.push((len, at));
+                }
+                from = Some(all);
+            }
+            moves.push(Moved { step: Move { batch, to: Offset::new(to), len, from }, sum, kept });
+        }
+        d.at_end()?;
+        sound(moves.iter().map(|m| &m.step)).ok()?;
+        Some(moves)
     }
 
     /// From the sections of a journal of a volume of `volume_len` bytes. None where one of them is not as
@@ -188,6 +265,9 @@ impl Body {
             }
         }
         d.at_end()?;
+        if let Some(bytes) = sections.get(b"MOVE") {
+            body.moves = Self::decode_moves(bytes, volume_len)?;
+        }
         Some(body)
     }
 }
@@ -209,23 +289,32 @@ mod tests {
         body.interim.push(Interim { before: 0, number: 77, contents });
         body.filled = vec![Sum { at: 5000, len: 700, sum: [1; 32] }, Sum { at: 6000, len: 1, sum: [2; 32] }];
         body.witnesses = vec![Sum { at: 0, len: VOLUME, sum: [3; 32] }];
+        let to = |batch, to, from| Move { batch, to: Offset::new(to), len: 1024, from };
+        body.moves = [
+            (to(0, 8192, Some(vec![(1000, Some(9300)), (24, None)])), 0),
+            (to(1, 9216, Some(vec![(1024, Some(40_000))])), 0),
+            (to(2, 40_960, None), 5000),
+        ]
+        .map(|(step, kept)| Moved { step, sum: [4; 32], kept })
+        .to_vec();
         body
     }
 
     #[test]
     fn what_is_encoded_comes_back() {
         let body = sample();
-        let again = Body::decode(&HashMap::from(body.encode()), VOLUME).unwrap();
+        let again = Body::decode(&body.encode().into_iter().collect(), VOLUME).unwrap();
         assert_eq!((&again.groups, &again.sectors, &again.interim), (&body.groups, &body.sectors, &body.interim));
         assert_eq!((&again.filled, &again.witnesses), (&body.filled, &body.witnesses));
+        assert_eq!(again.moves, body.moves);
         assert_eq!(again.pool.bytes, body.pool.bytes);
-        assert!(Body::decode(&HashMap::from(body.encode()), 512 * 900).is_none(), "beyond a smaller volume's end");
+        assert!(Body::decode(&body.encode().into_iter().collect(), 512 * 900).is_none(), "beyond a smaller volume's end");
     }
 
     /// A journal whose checksums are right may still be a crafted one: nothing that it says leads out of the volume.
     #[test]
     fn whatever_is_decoded_stays_in_the_volume() {
-        let good = HashMap::from(sample().encode());
+        let good: HashMap<_, _> = sample().encode().into_iter().collect();
         let mut dice = 1u64;
         let mut roll = |sides: usize| {
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -234,7 +323,7 @@ mod tests {
         let mut decoded = 0;
         for _ in 0..100_000 {
             let mut sections = good.clone();
-            let tag = [*b"PLAC", *b"SUMS", *b"POOL"][roll(3)];
+            let tag = [*b"PLAC", *b"SUMS", *b"POOL", *b"MOVE"][roll(4)];
             let bytes = sections.get_mut(&tag).unwrap();
             let at = roll(bytes.len());
             match roll(4) {
@@ -247,6 +336,11 @@ mod tests {
             decoded += 1;
             assert!(body.sectors.iter().all(|s| s.number * 512 + 512 <= VOLUME));
             assert!(body.filled.iter().chain(&body.witnesses).all(|s| s.at + s.len <= VOLUME));
+            for m in &body.moves {
+                assert!(m.step.to.get() + m.step.len <= VOLUME);
+                assert!(m.step.from.iter().flatten().all(|(len, at)| at.unwrap_or(0) + len <= VOLUME));
+            }
+            assert_eq!(sound(body.moves.iter().map(|m| &m.step)), Ok(()));
             assert!(body.sectors.iter().all(|s| body.pool.bytes.len() >= (s.old.0.max(s.new.0) as usize + 1) * 512));
         }
         assert!(decoded > 1000, "some mutations change only contents");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Volume};
-use crate::txn::{Fresh, Overlay, SECTOR, Staging};
+use crate::txn::{Fresh, Overlay, SECTOR, Staging, reuse};
 
 /// A staging that does not contradict itself, and whose new state an audit has read back and found right. There is no
 /// other way to make one, and [`super::commit`] takes nothing else.
@@ -97,6 +97,28 @@ fn within(outer: &[Range], (start, end): Range) -> bool {
     outer.get(at).is_some_and(|(outer_start, outer_end)| *outer_start <= start && end <= *outer_end)
 }
 
+/// The moves fill just these units, and none overwrites what it or a later one reads.
+fn moves(s: &Staging, reused: &[Range], volume: u64) -> Result<()> {
+    let mut targets = Vec::new();
+    for m in &s.moves {
+        targets.push(range(m.to, m.len, volume)?);
+        for (len, at) in m.from.iter().flatten() {
+            if let Some(at) = at {
+                range(Offset::new(*at), *len, volume)?;
+            }
+        }
+    }
+    if let Err(at) = reuse::sound(s.moves.iter()) {
+        return Err(wrong(at, "moves that overwrite nothing that they or later ones read"));
+    }
+    let targets = joined(apart(targets, "units of the image that are filled once")?);
+    if targets != reused {
+        let at = reused.iter().zip(&targets).find(|(a, b)| a != b).map_or(0, |(a, _)| a.0);
+        return Err(wrong(at, "moves that fill the units of the image that are listed, and no others"));
+    }
+    Ok(())
+}
+
 fn form(s: &Staging, volume: u64) -> Result<()> {
     let mut in_use = Vec::new();
     // Of each group, its sectors with the group's position, to find those of interim contents.
@@ -149,8 +171,15 @@ fn form(s: &Staging, volume: u64) -> Result<()> {
         filled.push(range(*at, *len, volume)?);
     }
     in_use.extend_from_slice(&filled);
+    let mut reused = Vec::new();
+    for (at, len) in &s.reused {
+        reused.push(range(*at, *len, volume)?);
+    }
+    in_use.extend_from_slice(&reused);
     apart(in_use, "free units apart from blocks in use, and every byte written once")?;
     let filled = joined(apart(filled, "free units that are filled once")?);
+    let reused = joined(apart(reused, "units of the image that are filled once")?);
+    moves(s, &reused, volume)?;
 
     let mut into_free = Vec::new();
     for fresh in &s.fresh {
@@ -168,7 +197,7 @@ fn form(s: &Staging, volume: u64) -> Result<()> {
         }
     }
     for r in apart(into_free, "free units that are written once")? {
-        if !within(&filled, r) {
+        if !within(&filled, r) && !within(&reused, r) {
             return Err(wrong(r.0, "new bytes within units that are listed as filled"));
         }
     }

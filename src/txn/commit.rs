@@ -12,6 +12,7 @@ use crate::txn::body::{Body, Contents, Interim, Sector};
 use crate::txn::fill::{Effort, fill};
 use crate::txn::io::{pieces, scattered, sums};
 use crate::txn::journal::{Also, Header, Switch};
+use crate::txn::moves::{carry_out, survey};
 use crate::txn::{About, Checked, Fresh, HostVolume, Journal, Overlay, SECTOR, Sources, Staging, State};
 
 /// What a commit, recovery or undo is doing.
@@ -23,6 +24,10 @@ pub enum Step {
     ReadingOld,
     /// Writing and syncing the journal: bytes.
     Sealing,
+    /// Reading what will be copied into units of the image: bytes.
+    ReadingMoved,
+    /// Copying into units of the image: bytes.
+    Moving,
     /// Comparing free units with their checksums, or blocks with what is expected: bytes.
     Checking,
     /// Writing blocks in use: bytes.
@@ -101,7 +106,7 @@ pub fn commit(
     let header = header(&staging, host, about)?;
     let path = journal.path.clone();
     // a
-    let mut journal = Journal::create(journal, header)
+    let mut journal = Journal::create(journal, header, !staging.moves.is_empty())
         .map_err(|e| Error::io(format!("making the journal {} (the host was not touched)", path.display()), e))?;
     // b, c
     let Spent { copying, zeroing } = match prepare(&staging, host, &mut journal, manifest, sources, progress) {
@@ -116,12 +121,17 @@ pub fn commit(
     let sealed = journal.sealed()?;
     let slack_group = u32::try_from(staging.groups.len()).unwrap_or(u32::MAX);
     let slack_bytes = (sealed.body.group(slack_group).len() as u64).saturating_mul(SECTOR);
+    // d
     let mut hand = Hand::new(host, sealed, progress);
-    // d, e, f
     hand.close()?;
+    let closing = hand.written;
+    carry_out(&mut journal, host, progress)?;
+    // e, f
+    let sealed = journal.sealed()?;
+    let mut hand = Hand::new(host, sealed, progress);
     hand.forward()?;
     hand.lift(&sealed.switch.open)?;
-    let written = hand.written;
+    let written = hand.written.saturating_add(closing);
     let zeroing = zeroing.saturating_add(hand.last_group);
     // g
     mark(&mut journal, State::Done)?;
@@ -183,9 +193,7 @@ fn prepare(
         |doing: String, e: std::io::Error| Error::Interrupted { doing, journal: path.clone(), cause: e.to_string() };
     reserve(staging, host)?;
 
-    let total = staging.fresh.iter().map(|f| f.bytes.len() as u64);
-    let total =
-        total.chain(staging.copies.iter().flat_map(|c| &c.to).map(|(_, len)| *len)).fold(0, u64::saturating_add);
+    let total = staging.filled.iter().map(|(_, len)| *len).fold(0, u64::saturating_add);
     let (start, effort) = (Instant::now(), Effort::default());
     let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress), &effort)?;
     if !filled.is_empty() {
@@ -201,6 +209,7 @@ fn prepare(
     let after = Overlay::new(Arc::new(host.clone()), Arc::clone(staging))?;
     let witnesses: Vec<(u64, u64)> = staging.witnesses.iter().map(|(at, len)| (at.get(), *len)).collect();
     body.witnesses = sums(&after, &pieces(&witnesses), &|_| ())?;
+    body.moves = survey(staging, host, journal, sources, &failed, progress)?;
 
     progress(Progress { step: Step::Sealing, done: 0, total: 1 });
     journal.seal(body, manifest).map_err(|e| failed("writing the journal".into(), e))?;
@@ -223,6 +232,7 @@ fn reserve(staging: &Staging, host: &HostVolume) -> Result<()> {
     let whole = |f: &Fresh| (f.at.get(), f.bytes.len() as u64);
     let q = &staging.quarantine;
     let mut ranges: Vec<(u64, u64)> = staging.filled.iter().map(|(at, len)| (at.get(), *len)).collect();
+    ranges.extend(staging.reused.iter().map(|(at, len)| (at.get(), *len)));
     ranges.extend(staging.groups.iter().flat_map(|g| &g.writes).map(whole));
     ranges.extend(q.also.iter().map(whole));
     ranges.push((q.at.get(), q.closed.len() as u64));

@@ -1,4 +1,4 @@
-//! Step b: copies and new structures into units that were free.
+//! Step b: copies and new structures into units that were free; and what will be in units of the image.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +10,7 @@ use crate::extent::{Offset, ReadAt, Stream};
 use crate::txn::body::Sum;
 use crate::txn::io::{PIECE, in_order};
 use crate::txn::{HostVolume, Sources, Staging};
+use crate::txn::reuse::Range;
 
 /// A part of what is written, at most [`PIECE`] bytes.
 struct Part {
@@ -144,15 +145,10 @@ pub(super) fn fill(
     step: &(dyn Fn(u64) + Sync),
     effort: &Effort,
 ) -> Result<Vec<Sum>> {
-    let parts = parts(staging);
-    let mut left = Left::new();
-    for part in &parts {
-        if let From::Copy(i, _) = part.from {
-            let entry = left.entry(i).or_default();
-            entry.0 = entry.0.saturating_add(1);
-        }
-    }
-    let open = Open { staging, sources, left: Mutex::new(left) };
+    let image = reused(staging);
+    let mut parts = parts(staging);
+    parts.retain(|p| !Staging::fills(&image, p.at, p.len));
+    let open = Open::of(staging, sources, &parts);
     in_order(&batches(&parts), |batch, buf| {
         let at = batch.first().map_or(0, |p| p.at);
         let len: u64 = batch.iter().map(|p| p.len).fold(0, u64::saturating_add);
@@ -163,7 +159,7 @@ pub(super) fn fill(
         for part in *batch {
             let from = size(part.at.saturating_sub(at));
             let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
-            read_part(staging, &open, part, room)?;
+            open.read(part, 0, room)?;
             // Decoding one copy can take longer than writing a thousand new structures: reading is timed for each part.
             let is_copy = if matches!(part.from, From::Copy(..)) { part.len } else { 0 };
             copied = copied.saturating_add(is_copy);
@@ -180,26 +176,76 @@ pub(super) fn fill(
     })
 }
 
-fn read_part(staging: &Staging, open: &Open<'_>, part: &Part, room: &mut [u8]) -> Result<()> {
-    match part.from {
-        From::Fresh(i, skip) => {
-            let bytes = staging.fresh.get(i).map(|f| f.bytes.as_slice()).unwrap_or_default();
-            let end = skip.saturating_add(part.len);
-            if let Some(bytes) = bytes.get(size(skip)..size(end)) {
-                room.copy_from_slice(bytes);
+fn reused(staging: &Staging) -> Vec<Range> {
+    staging.reused.iter().map(|(at, len)| (at.get(), *len)).collect()
+}
+
+/// What units of the image will hold.
+pub(super) struct InImage<'a> {
+    parts: Vec<Part>,
+    open: Open<'a>,
+}
+
+impl<'a> InImage<'a> {
+    pub(super) fn of(staging: &'a Staging, sources: &'a dyn Sources) -> Self {
+        let image = reused(staging);
+        let mut parts = parts(staging);
+        parts.retain(|p| Staging::fills(&image, p.at, p.len));
+        let open = Open::of(staging, sources, &parts);
+        Self { parts, open }
+    }
+    /// What will be at byte `at` of the volume.
+    pub(super) fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let end = at.saturating_add(buf.len() as u64);
+        buf.fill(0);
+        let first = self.parts.partition_point(|p| p.at.saturating_add(p.len) <= at);
+        for part in self.parts.get(first..).unwrap_or_default().iter().take_while(|p| p.at < end) {
+            let from = part.at.max(at);
+            let upto = part.at.saturating_add(part.len).min(end);
+            let room = buf.get_mut(size(from.saturating_sub(at))..size(upto.saturating_sub(at)));
+            if let Some(room) = room {
+                self.open.read(part, from.saturating_sub(part.at), room)?;
             }
         }
-        From::Copy(i, skip) => {
-            let total = staging.copies.get(i).map_or(0, |c| c.size);
-            let wanted = total.saturating_sub(skip).min(part.len);
-            if wanted > 0 {
-                let stream = open.stream(i)?;
-                if let Some(room) = room.get_mut(..size(wanted)) {
-                    stream.read_at(Offset::new(skip), room)?;
-                }
-            }
-            open.finished(i);
+        Ok(())
+    }
+}
+
+impl<'a> Open<'a> {
+    fn of(staging: &'a Staging, sources: &'a dyn Sources, parts: &[Part]) -> Self {
+    let mut left = Left::new();
+    for part in parts {
+        if let From::Copy(i, _) = part.from {
+            let entry = left.entry(i).or_default();
+            entry.0 = entry.0.saturating_add(1);
         }
     }
-    Ok(())
+        Self { staging, sources, left: Mutex::new(left) }
+    }
+    /// The bytes of a part, from this one of it on.
+    fn read(&self, part: &Part, skip: u64, room: &mut [u8]) -> Result<()> {
+        let len = room.len() as u64;
+        match part.from {
+            From::Fresh(i, from) => {
+                let bytes = self.staging.fresh.get(i).map(|f| f.bytes.as_slice()).unwrap_or_default();
+                let from = from.saturating_add(skip);
+                if let Some(bytes) = bytes.get(size(from)..size(from.saturating_add(len))) {
+                    room.copy_from_slice(bytes);
+                }
+            }
+            From::Copy(i, from) => {
+                let from = from.saturating_add(skip);
+                let total = self.staging.copies.get(i).map_or(0, |c| c.size);
+                let wanted = total.saturating_sub(from).min(len);
+                if wanted > 0 {
+                    let stream = self.stream(i)?;
+                    if let Some(room) = room.get_mut(..size(wanted)) {
+                        stream.read_at(Offset::new(from), room)?;
+                    }
+                }
+                self.finished(i);
+            }
+        }
+        Ok(())
+    }
 }

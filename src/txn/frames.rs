@@ -12,6 +12,10 @@ use crate::txn::codec::{Decoder, Encoder};
 const MAGIC: &[u8; 8] = b"UNIMGJNL";
 const STATE_MAGIC: &[u8; 8] = b"UNIMGSTA";
 const VERSION: u32 = 1;
+/// The same with moves into units of the image: what does not know these must not touch the host.
+const WITH_MOVES: u32 = 2;
+const PROGRESS_MAGIC: &[u8; 8] = b"UNIMGPRG";
+const PROGRESS_LEN: usize = 64;
 /// Bytes of the file's head.
 const HEAD_LEN: usize = 64;
 /// What is written on its own lies in a block of its own, so that a torn write can't hurt what was there before, also
@@ -26,7 +30,7 @@ const RECORD_LEN: usize = 104;
 /// The most bytes of a section that one frame may hold.
 const CHUNK: usize = 8 << 20;
 /// As many bytes of a section go to one frame here: more would not be packed better, and take more memory.
-const WRITTEN: usize = 1 << 20;
+pub(super) const WRITTEN: usize = 1 << 20;
 
 /// A frame's bytes are packed by zstd.
 const PACKED: u32 = 1;
@@ -69,10 +73,11 @@ fn round_up(at: u64) -> u64 {
 
 impl Frames {
     /// Writes the head of a new journal and the empty slots. `id` tells it from every other journal.
-    pub(super) fn create(file: JournalFile, id: [u8; 16]) -> io::Result<(Self, Position)> {
+    /// `moves`: whether units of the image will be filled.
+    pub(super) fn create(file: JournalFile, id: [u8; 16], moves: bool) -> io::Result<(Self, Position)> {
         let mut head = Vec::with_capacity(HEAD_LEN);
         head.extend_from_slice(MAGIC);
-        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&if moves { WITH_MOVES } else { VERSION }.to_le_bytes());
         head.extend_from_slice(&0u32.to_le_bytes());
         head.extend_from_slice(&id);
         let chain = sum(&[&head]);
@@ -98,9 +103,9 @@ impl Frames {
             return Err(wrong("the signature UNIMGJNL: this is no journal, or one whose making was interrupted"));
         }
         let version = u32::from_le_bytes(d.array().ok_or_else(short)?);
-        if version != VERSION {
+        if version != VERSION && version != WITH_MOVES {
             return Err(Error::Unsupported(format!(
-                "journal {}: version {version}, this program knows version {VERSION}",
+                "journal {}: version {version}, this program knows versions {VERSION} and {WITH_MOVES}",
                 file.path.display()
             )));
         }
@@ -229,6 +234,39 @@ impl Frames {
         record.extend_from_slice(&check);
         record.resize(512, 0);
         self.write(slot.saturating_add(1).saturating_mul(BLOCK), &record)
+    }
+
+    /// Writes two empty records of progress, so that later ones can't fail for want of space.
+    pub(super) fn reserve_progress(&mut self, at: u64) -> io::Result<()> {
+        self.write(at, &vec![0; usize::try_from(BLOCK.saturating_mul(2)).unwrap_or(0)])
+    }
+
+    /// Records that so many batches are durable on the host: in the block that does not have the last record. Durable after
+    /// [`sync`](Self::sync).
+    pub(super) fn write_progress(&mut self, at: u64, batches: u32) -> io::Result<()> {
+        let mut e = Encoder::default();
+        e.raw(PROGRESS_MAGIC);
+        e.raw(&self.id);
+        e.raw(&batches.to_le_bytes());
+        e.raw(&[0; 4]);
+        let mut record = e.into_bytes();
+        let check = sum(&[&record]);
+        record.extend_from_slice(&check);
+        record.resize(512, 0);
+        self.write(at.saturating_add(u64::from(batches % 2).saturating_mul(BLOCK)), &record)
+    }
+
+    /// How many batches are durable by the records at `at`: a torn one is as good as none.
+    pub(super) fn progress(&self, at: u64) -> u32 {
+        let one = |at: u64| {
+            let mut record = [0; PROGRESS_LEN];
+            self.file.medium.read_at(at, &mut record).ok()?;
+            let (covered, check) = record.split_at_checked(PROGRESS_LEN.saturating_sub(32))?;
+            let mut d = Decoder::new(covered);
+            let right = d.array() == Some(*PROGRESS_MAGIC) && d.array() == Some(self.id) && check == sum(&[covered]);
+            right.then(|| d.array().map(u32::from_le_bytes)).flatten()
+        };
+        [at, at.saturating_add(BLOCK)].into_iter().filter_map(one).max().unwrap_or(0)
     }
 
     /// Where frames that are written after `at` begin: in a block of their own.

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::source::medium::JournalFile;
 use crate::txn::body::Body;
 use crate::txn::codec::{Decoder, Encoder};
-use crate::txn::frames::{Frames, Position, Tag, damaged};
+use crate::txn::frames::{Frames, Position, Tag, WRITTEN, damaged};
 
 /// What a journal says of the commit that it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,10 +48,13 @@ pub enum State {
     Undoing,
     /// The host is as before: a finished commit was undone.
     Undone,
+    /// Units of the image are being filled: there is no way back.
+    Reusing,
 }
 
 impl State {
-    const ALL: [Self; 6] = [Self::Filling, Self::Sealed, Self::Done, Self::TakenBack, Self::Undoing, Self::Undone];
+    const ALL: [Self; 7] =
+        [Self::Filling, Self::Sealed, Self::Done, Self::TakenBack, Self::Undoing, Self::Undone, Self::Reusing];
 
     /// Its number in a state record.
     pub(super) fn number(self) -> u32 {
@@ -70,6 +73,7 @@ impl State {
             Self::TakenBack => "taken-back",
             Self::Undoing => "undoing",
             Self::Undone => "undone",
+            Self::Reusing => "reusing",
         }
     }
 }
@@ -175,6 +179,16 @@ impl Header {
 struct Sections {
     by_tag: HashMap<Tag, Vec<u8>>,
     limit: u64,
+    /// Kept bytes, which are unpacked when they are asked for.
+    kept: Vec<Kept>,
+}
+
+/// A frame of kept bytes: the first one's number, how many, and where the frame is.
+#[derive(Clone, Copy)]
+struct Kept {
+    at: u64,
+    len: u64,
+    frame: Position,
 }
 
 /// A journal that was opened, or is being written.
@@ -188,11 +202,16 @@ pub struct Journal {
     state: State,
     /// The slot for the next state's record.
     slot: u64,
+    /// Bytes that go to units of the image when nothing else has them any more.
+    kept: Vec<Kept>,
+    /// Where the next frame of the body goes while it is written.
+    next: Position,
 }
 
 const END_OF_HEADER: Tag = *b"HEND";
 const END: Tag = *b"END.";
 const MANIFEST: Tag = *b"MANI";
+const KEPT: Tag = *b"KEPT";
 /// The most that a header's section may hold: the free ranges are the largest part of it.
 const HEADER_LIMIT: u64 = 256 << 20;
 
@@ -205,7 +224,7 @@ impl Journal {
         let path = file.path.clone();
         let (frames, start) = Frames::open(file)?;
         let wrong = |structure: &str, at: Position, expected: &str| damaged(&path, structure, at.at, expected);
-        let mut sections = Sections { by_tag: HashMap::new(), limit: HEADER_LIMIT };
+        let mut sections = Sections { by_tag: HashMap::new(), limit: HEADER_LIMIT, kept: Vec::new() };
         let Some(header_end) = sections.gather(&frames, start, END_OF_HEADER)? else {
             return Err(wrong(
                 "journal's header",
@@ -218,7 +237,7 @@ impl Journal {
 
         let body_at = Frames::next_block(header_end);
         let limit = header.about.volume_len.saturating_mul(3).saturating_add(HEADER_LIMIT);
-        let mut sections = Sections { by_tag: HashMap::new(), limit };
+        let mut sections = Sections { by_tag: HashMap::new(), limit, kept: Vec::new() };
         let last = frames.last_state()?;
         let vouched_for = last.is_some_and(|(_, state, vouched)| state != State::TakenBack || vouched != header_end);
         // A body that nothing vouches for was being written: it may be cut off or torn in any way.
@@ -243,29 +262,67 @@ impl Journal {
             }
         };
         let body_end = body_end.unwrap_or(header_end);
-        Ok(Self { frames, header, header_end, body, body_end, state, slot })
+        let (kept, next) = (sections.kept, Frames::next_block(body_end));
+        Ok(Self { frames, header, header_end, body, body_end, state, slot, kept, next })
     }
 
-    /// Step a: a new journal, durable when this returns.
-    pub(super) fn create(file: JournalFile, header: Header) -> io::Result<Self> {
+    /// Step a: a new journal, durable when this returns. `moves`: whether units of the image will be filled.
+    pub(super) fn create(file: JournalFile, header: Header, moves: bool) -> io::Result<Self> {
         let [(tag, head), free] = header.encode();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let mut hasher = blake3::Hasher::new();
         hasher.update(&now.as_nanos().to_le_bytes()).update(&std::process::id().to_le_bytes()).update(&head);
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
-        let (mut frames, mut at) = Frames::create(file, id)?;
+        let (mut frames, mut at) = Frames::create(file, id, moves)?;
         at = frames.append(at, tag, &head)?;
         at = frames.append(at, free.0, &free.1)?;
         at = frames.append(at, END_OF_HEADER, &[])?;
         frames.sync()?;
         let state = State::Filling;
-        Ok(Self { frames, header, header_end: at, body: None, body_end: at, state, slot: 0 })
+        let next = Frames::next_block(at);
+        Ok(Self { frames, header, header_end: at, body: None, body_end: at, state, slot: 0, kept: Vec::new(), next })
+    }
+
+    /// Keeps bytes for a move; the number of the first one.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let first = self.kept.last().map_or(0, |k| k.at.saturating_add(k.len));
+        let mut at = first;
+        for chunk in bytes.chunks(WRITTEN) {
+            let frame = self.next;
+            self.next = self.frames.append(frame, KEPT, chunk)?;
+            self.kept.push(Kept { at, len: chunk.len() as u64, frame });
+            at = at.saturating_add(chunk.len() as u64);
+        }
+        Ok(first)
+    }
+
+    /// Bytes that were kept, from this one on.
+    ///
+    /// # Errors
+    /// Where the journal can't be read any more, or does not have so many.
+    pub(super) fn kept(&self, first: u64, len: u64) -> Result<Vec<u8>> {
+        let none = || damaged(self.path(), "journal's kept bytes", first, "as many as its moves need");
+        let end = first.checked_add(len).ok_or_else(none)?;
+        let mut out = Vec::new();
+        let mut at = first;
+        while at < end {
+            let i = self.kept.partition_point(|k| k.at.saturating_add(k.len) <= at);
+            let kept = self.kept.get(i).filter(|k| k.at <= at).ok_or_else(none)?;
+            let (_, frame, _) = self.frames.frame(kept.frame)?.ok_or_else(none)?;
+            let mut bytes = Vec::new();
+            frame.unpack(self.path(), &mut bytes)?;
+            let within = |of: u64| usize::try_from(of.saturating_sub(kept.at)).unwrap_or(usize::MAX);
+            let upto = kept.at.saturating_add(kept.len).min(end);
+            out.extend_from_slice(bytes.get(within(at)..within(upto)).ok_or_else(none)?);
+            at = upto;
+        }
+        Ok(out)
     }
 
     /// Step c: writes the body, makes it durable, then the record that says so.
     pub(super) fn seal(&mut self, body: Body, manifest: &[u8]) -> io::Result<()> {
-        let mut at = Frames::next_block(self.header_end);
+        let mut at = self.next;
         for (tag, bytes) in body.encode() {
             at = self.frames.append(at, tag, &bytes)?;
         }
@@ -273,6 +330,9 @@ impl Journal {
             at = self.frames.append(at, MANIFEST, manifest)?;
         }
         at = self.frames.append(at, END, &[])?;
+        if !body.moves.is_empty() {
+            self.frames.reserve_progress(Frames::next_block(at).at)?;
+        }
         self.frames.sync()?;
         self.body = Some(body);
         self.body_end = at;
@@ -288,6 +348,22 @@ impl Journal {
         self.slot = self.slot.saturating_add(1);
         self.state = state;
         Ok(())
+    }
+
+    /// How many batches of moves are durable on the host.
+    pub(super) fn batches_done(&self) -> u32 {
+        self.frames.progress(Frames::next_block(self.body_end).at)
+    }
+
+    /// Records that so many batches of moves are durable on the host; durable when this returns.
+    pub(super) fn batches_are_done(&mut self, batches: u32) -> io::Result<()> {
+        self.frames.write_progress(Frames::next_block(self.body_end).at, batches)?;
+        self.frames.sync()
+    }
+
+    /// Whether the commit fills units of the image: then there is no way back once that has begun.
+    pub fn reuses(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| !body.moves.is_empty())
     }
 
     /// Its path, for messages.
@@ -355,12 +431,18 @@ impl Sections {
     fn gather(&mut self, frames: &Frames, start: Position, end: Tag) -> Result<Option<Position>> {
         let mut at = start;
         while let Some((tag, frame, next)) = frames.frame(at)? {
+            let here = at;
             at = next;
             if tag == end {
                 return Ok(Some(at));
             }
             // The manifest is unpacked when it is asked for.
             if tag == MANIFEST {
+                continue;
+            }
+            if tag == KEPT {
+                let first = self.kept.last().map_or(0, |k| k.at.saturating_add(k.len));
+                self.kept.push(Kept { at: first, len: frame.raw as u64, frame: here });
                 continue;
             }
             let section = self.by_tag.entry(tag).or_default();

@@ -18,8 +18,10 @@ mod frames;
 mod host;
 mod io;
 mod journal;
+mod moves;
 mod overlay;
 mod recover;
+pub mod reuse;
 mod undo;
 
 pub use checked::Checked;
@@ -84,6 +86,11 @@ pub struct Staging {
     /// All units that the commit fills though they were free: place and bytes. Outside of them, `undo` gives back
     /// every byte.
     pub filled: Vec<(Offset<Volume>, u64)>,
+    /// Units of the image that the commit fills: place and bytes, in order. Where there are any, nothing can be undone, and what is
+    /// there is written by `moves` alone, under the quarantine.
+    pub reused: Vec<(Offset<Volume>, u64)>,
+    /// How these are filled: by batch. Each byte of them is written once.
+    pub moves: Vec<reuse::Move>,
 }
 
 /// See host-writers 8.1: the first write and the last one.

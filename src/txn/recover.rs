@@ -1,11 +1,12 @@
 //! After a crash: forward or back, from the journal alone.
 
 use crate::error::{Error, Result};
-use crate::extent::{Offset, ReadAt};
+use crate::extent::{Offset, ReadAt, Volume};
 use crate::txn::apply::{Found, Hand, Survey};
 use crate::txn::commit::{counting, mark};
 use crate::txn::io::first_difference;
 use crate::txn::journal::Sealed;
+use crate::txn::moves::{begun, carry_out};
 use crate::txn::{HostVolume, Journal, Progress, State, Step};
 
 /// Which way a recovery or an undo went.
@@ -55,10 +56,11 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
             }
             return Ok(Recovered::AlreadyDone);
         }
-        State::Sealed => settle(journal.sealed()?, host, found, progress)?,
+        State::Sealed => settle(journal, host, found, progress)?,
+        State::Reusing => finish_reuse(journal, host, found, progress)?,
         // The journal was marked on another copy of this host, and this one was left in quarantine.
-        State::Done => forward_or_back(journal.sealed()?, host, progress)?,
-        State::TakenBack => back(journal.sealed()?, host, progress, (State::TakenBack, Recovered::Back))?,
+        State::Done => forward_or_back(journal, host, progress)?,
+        State::TakenBack => back_from(journal, host, progress)?,
         State::Undone => back(journal.sealed()?, host, progress, (State::Undone, Recovered::Undone))?,
         State::Undoing => finish_undo(journal.sealed()?, host, found, progress)?,
     };
@@ -79,7 +81,7 @@ pub fn holds_the_other_state(journal: &Journal, host: &HostVolume) -> bool {
     match journal.state() {
         State::Done => survey.all_old() && !survey.all_new(),
         State::TakenBack | State::Undone => survey.all_new() && !survey.all_old(),
-        State::Filling | State::Sealed | State::Undoing => false,
+        State::Filling | State::Sealed | State::Undoing | State::Reusing => false,
     }
 }
 
@@ -141,10 +143,16 @@ fn take_back_unsealed(
 }
 
 /// Sealed, not done.
-fn settle(sealed: Sealed<'_>, host: &HostVolume, found: Found, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+fn settle(
+    journal: &mut Journal,
+    host: &HostVolume,
+    found: Found,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<End> {
     if found.closed {
-        return forward_or_back(sealed, host, progress);
+        return forward_or_back(journal, host, progress);
     }
+    let sealed = journal.sealed()?;
     let survey = Survey::of(host, sealed, progress);
     survey.refuse_wrong(WRONG)?;
     let end = if survey.all_old() && found.old {
@@ -170,18 +178,70 @@ fn between(survey: &Survey) -> Error {
     ))
 }
 
+/// The first place of what was written to free units that does not hold it.
+fn lost(journal: &Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<Option<Offset<Volume>>> {
+    let filled = &journal.sealed()?.body.filled;
+    let total = filled.iter().map(|s| s.len).fold(0, u64::saturating_add);
+    Ok(first_difference(host, filled, &counting(Step::Checking, total, progress)))
+}
+
 /// The quarantine stands: forward where everything that was written to free units is there, else back.
-fn forward_or_back(sealed: Sealed<'_>, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
-    let total = sealed.body.filled.iter().map(|s| s.len).fold(0, u64::saturating_add);
-    if first_difference(host, &sealed.body.filled, &counting(Step::Checking, total, progress)).is_some() {
-        return back(sealed, host, progress, (State::TakenBack, Recovered::Back));
+fn forward_or_back(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+    match lost(journal, host, progress)? {
+        None => forward(journal, host, progress),
+        Some(_) => back_from(journal, host, progress),
     }
+}
+
+/// Units of the image are being filled, or were.
+fn finish_reuse(
+    journal: &mut Journal,
+    host: &HostVolume,
+    found: Found,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<End> {
+    if !found.closed {
+        let survey = Survey::of(host, journal.sealed()?, progress);
+        survey.refuse_wrong(WRONG)?;
+        if !(survey.all_new() && found.open && survey.blanked == 0) {
+            return Err(between(&survey));
+        }
+        return Ok((State::Done, Recovered::Forward));
+    }
+    match lost(journal, host, progress)? {
+        None => forward(journal, host, progress),
+        Some(at) => Err(no_way_back(journal, &format!("what the relink wrote to free units at {at} is not there any more"))),
+    }
+}
+
+/// Forward was not possible, and back isn't either.
+fn no_way_back(journal: &Journal, what: &str) -> Error {
+    Error::Corrupt {
+        structure: "host".into(),
+        at: format!("the journal {}", journal.path().display()),
+        expected: format!("what the relink wrote, or the image: {what}, and units of the image were overwritten already; nothing was written"),
+    }
+}
+
+/// To the new state. The quarantine stands.
+fn forward(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+    let sealed = journal.sealed()?;
     Survey::of(host, sealed, progress).refuse_wrong(WRONG)?;
+    Hand::new(host, sealed, progress).close()?;
+    carry_out(journal, host, progress)?;
+    let sealed = journal.sealed()?;
     let mut hand = Hand::new(host, sealed, progress);
-    hand.close()?;
     hand.forward()?;
     hand.lift(&sealed.switch.open)?;
     Ok((State::Done, Recovered::Forward))
+}
+
+/// To the state before, of a commit that was not finished.
+fn back_from(journal: &Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
+    if journal.reuses() && begun(journal, host)? {
+        return Err(no_way_back(journal, "it can't be finished"));
+    }
+    back(journal.sealed()?, host, progress, (State::TakenBack, Recovered::Back))
 }
 
 /// To the state before, whatever the host is in.

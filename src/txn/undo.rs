@@ -9,6 +9,14 @@ use crate::txn::commit::mark;
 use crate::txn::recover::{back, check_len, foreign, unchanged};
 use crate::txn::{HostVolume, Journal, Overlay, Progress, Recovered, State};
 
+/// That a commit which filled units of the image can't be taken back.
+pub(super) fn no_way_back(journal: &Journal) -> Error {
+    Error::Refused(format!(
+        "the relink of {} wrote to units of the image (--reuse): what was there is gone, and undo is off; nothing was written",
+        journal.path().display()
+    ))
+}
+
 /// Takes a finished commit back. `digest` is handed the host volume with the old blocks laid over it, and gives the digest of the
 /// walk of the image that is then there: it must be [`super::About::digest`].
 ///
@@ -32,9 +40,10 @@ pub fn undo(
         return Err(recover_first("the host is in quarantine"));
     }
     match journal.state() {
+        State::Done if journal.reuses() => return Err(no_way_back(journal)),
         State::Done => {}
         State::TakenBack | State::Undone => return Ok(Recovered::AlreadyBack),
-        State::Filling | State::Sealed => return Err(recover_first("the commit is not finished")),
+        State::Filling | State::Sealed | State::Reusing => return Err(recover_first("the commit is not finished")),
         State::Undoing => return Err(recover_first("an undo was interrupted")),
     }
     let sealed = journal.sealed()?;
