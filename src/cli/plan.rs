@@ -38,6 +38,9 @@ pub struct Plan {
     /// Print JSON lines: a row for every file and stream, and the totals last
     #[arg(long)]
     json: bool,
+    /// Plan as `relink --reuse`: where the free space is too small for copies, they may go to what is left of the image
+    #[arg(long)]
+    reuse: bool,
     /// Also write the plan with all rows to this new file, as a page for a browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -52,7 +55,7 @@ impl Plan {
         if stack.host().is_none() {
             return self.mounted(s, &stack);
         }
-        let prepared = prepare(&stack, &Options::default())?;
+        let prepared = prepare(&stack, &Options { reuse: self.reuse, ..Options::default() })?;
         let mut summary_of_page = Vec::new();
         manifest::summary(&mut summary_of_page, &prepared);
         self.page(&summary_of_page, html::rows(&prepared))?;

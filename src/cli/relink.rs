@@ -52,6 +52,12 @@ pub struct Relink {
     /// Let go with the image what can't be read or decoded
     #[arg(long)]
     discard_unreadable: bool,
+    /// Where the free space is too small for copies, fill what is left of the image with them, too
+    ///
+    /// What was there is gone: there is no undo then, and an interrupted relink can only be finished. Where the free space is enough,
+    /// nothing changes.
+    #[arg(long)]
+    reuse: bool,
     /// What becomes of the bytes behind the end of a linked file in its last unit
     ///
     /// They are the guest's slack: evidence. By default they are zeroed on hosts whose drivers may show them later, and
@@ -91,6 +97,7 @@ impl Relink {
             discard_rest: self.discard_rest,
             discard_unreadable: self.discard_unreadable,
             remove_chain: self.remove_chain,
+            reuse: self.reuse,
             decode_first: self.commit,
         };
         let prepared = plan::prepare(&s.open_image(&self.address)?, &options)?;
@@ -153,6 +160,10 @@ impl Relink {
                 done.zeroing.as_secs_f64(),
                 text::size(done.journal_bytes),
             )))?;
+            if prepared.plan.totals.space.reusing().is_some() {
+                s.out.line("Units of the image were filled: it can't be taken back.")?;
+                return Ok(if prepared.plan.totals.skipped.files == 0 { 0 } else { PARTLY });
+            }
             s.out.line(&text::clean(&format!(
                 "`unimage undo {shown}` takes it back, as long as nothing else writes to the host: mount it read-only \
                  (mount -o ro) until you are sure."

@@ -9,6 +9,7 @@ use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
 use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Tree, Xattr};
 use crate::report::path::escape;
 use crate::txn::Staging;
+use crate::txn::reuse::Reuse;
 
 /// What a host can express.
 #[derive(Clone, Copy, Debug)]
@@ -220,6 +221,10 @@ pub struct NewTree {
     /// Of each entry that is copied, the byte of the host volume at which its bytes begin, where they are stored there; by the
     /// entry's position. What is not in it begins nowhere.
     pub sources: BTreeMap<usize, u64>,
+    /// Where the free units are too few and units of the image may be filled: what the host then lays out. A writer fills them like free
+    /// ones, and lists them in [`Staging::filled`]; what is copied goes where [`Reuse::lay_out`] says, in the order of
+    /// [`copies`](Self::copies).
+    pub reuse: Option<Reuse>,
 }
 
 impl NewTree {
@@ -347,6 +352,7 @@ mod tests {
             into: Vec::new(),
             entries: contents.into_iter().map(|(size, content)| entry(size, content)).collect(),
             sources: [(0, 900), (2, 4096), (5, 12)].into(),
+            reuse: None,
         };
         assert_eq!(tree.copies(), [5, 0, 2, 4]);
     }

@@ -9,7 +9,9 @@ use crate::fs::host::{Content, Host, HostImage, HostName, Job, NewTree, Rules};
 use crate::fs::{EntryId, Kind, ObjectId, StreamId, Tree};
 use crate::plan::claims::Claims;
 use crate::plan::tree::{self, Draft, Shape};
-use crate::plan::{GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, details, names, verdict};
+use crate::plan::{
+    GuestVolume, Options, Part, Plan, Reason, Row, Space, Totals, Verdict, details, names, reuse, verdict,
+};
 use crate::txn::Staging;
 
 /// Attribute bit of a directory, also of one that is a reparse point.
@@ -42,15 +44,31 @@ pub fn build(
     for (volume, guest) in guests.iter().enumerate() {
         drafts.volume(volume, guest);
     }
+    let (left, layer) = (drafts.claims.left(), drafts.host);
     let mut drafts = drafts.drafts;
     details::add(guests, rules, &mut drafts);
     let (rows, entries, sources) = tree::assemble(guests, host, &there, drafts);
-    let mut plan =
-        Plan { rows, tree: NewTree { into: into.to_vec(), entries, sources }, zero_slack, totals: Totals::default() };
+    let mut plan = Plan {
+        rows,
+        tree: NewTree { into: into.to_vec(), entries, sources, reuse: None },
+        zero_slack,
+        totals: Totals::default(),
+    };
     let job = Job { tree: &plan.tree, image, zero_slack };
-    let staging = host.new_state(&job);
+    let mut staging = host.new_state(&job);
     let estimate = host.needs(&job, staging.as_ref().ok());
-    let space = Space { unit: rules.unit, free_units: host.free_units(), estimate };
+    let image_units = left.iter().map(|(_, len)| len.checked_div(rules.unit).unwrap_or(0)).fold(0, u64::saturating_add);
+    let (may_reuse, free_units) = (options.reuse, host.free_units());
+    let mut space = Space { unit: rules.unit, free_units, estimate, image_units, reused: None, may_reuse };
+    if matches!(staging, Err(Error::Refused(_))) || !space.fits() {
+        let mut tree = plan.tree.clone();
+        if let Some(found) = reuse::with_image(guests, host, layer, image, &mut tree, (left, zero_slack))? {
+            space.reused = Some(found.reused);
+            if may_reuse {
+                (plan.tree, staging, space.estimate) = (tree, Ok(found.staging), found.estimate);
+            }
+        }
+    }
     plan.totals = Totals::of(guests, &plan, space);
     Ok((plan, staging))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::extent::{Extent, LayerId, Map, Stream, Volume, What};
 use crate::fs::host::Rules;
+use crate::txn::reuse::{Range, subtract};
 
 /// The units of the image on the host, and those of them that are taken. Cost follows extents, not units.
 #[derive(Debug)]
@@ -73,6 +74,13 @@ impl Claims {
             }
         }
         true
+    }
+    /// The units of the image that nobody has taken: place and bytes, ordered, apart.
+    pub fn left(&self) -> Vec<Range> {
+        let ranges = |(start, end): (u64, u64)| (start, end.saturating_sub(start));
+        let own: Vec<Range> = self.own.iter().copied().map(ranges).collect();
+        let taken: Vec<Range> = self.taken.iter().map(|(start, end)| ranges((*start, *end))).collect();
+        subtract(&own, &taken)
     }
     fn is_free(&self, (start, end): (u64, u64)) -> bool {
         let owner = self.own.partition_point(|o| o.0 <= start).checked_sub(1).and_then(|i| self.own.get(i));

@@ -16,6 +16,7 @@ mod details;
 #[cfg(test)]
 mod mock;
 pub(crate) mod names;
+mod reuse;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -24,7 +25,7 @@ mod verdict;
 
 pub use build::build;
 pub(crate) use build::selected;
-pub use totals::{Space, Tally, Totals};
+pub use totals::{Reused, Space, Tally, Totals};
 
 /// What happens to a stream, or to an object without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -137,6 +138,8 @@ pub struct GuestVolume {
 pub struct Options {
     /// Whether the bytes behind the ends of linked files are zeroed; none for what the host's rules say.
     pub zero_slack: Option<bool>,
+    /// Whether units of the image may be filled where the free ones are too few.
+    pub reuse: bool,
     /// Streams of which it is known already that they can't be read: position of the volume, and the stream.
     pub unreadable: BTreeSet<(usize, StreamId)>,
 }

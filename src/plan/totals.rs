@@ -14,6 +14,17 @@ pub struct Tally {
     pub bytes: u64,
 }
 
+/// What goes to units of the image where the free units are too few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reused {
+    /// Units of the image that are filled.
+    pub units: u64,
+    /// Batches, each of which is made durable before the next one.
+    pub batches: u64,
+    /// Bytes that the journal keeps meanwhile.
+    pub kept_bytes: u64,
+}
+
 /// The space that a plan takes on its host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
@@ -23,6 +34,12 @@ pub struct Space {
     pub free_units: u64,
     /// What is needed.
     pub estimate: Estimate,
+    /// Units of the image that no linked file has.
+    pub image_units: u64,
+    /// Where the free units are too few: what would go to the image's, if it then fits.
+    pub reused: Option<Reused>,
+    /// Whether units of the image may be filled.
+    pub may_reuse: bool,
 }
 
 impl Space {
@@ -40,7 +57,15 @@ impl Space {
     }
     /// Whether there is enough.
     pub fn fits(&self) -> bool {
-        self.needed_units() <= self.free_units
+        self.free_suffice() || (self.may_reuse && self.reused.is_some())
+    }
+    /// Whether the free units are enough.
+    pub fn free_suffice(&self) -> bool {
+        self.reused.is_none() && self.needed_units() <= self.free_units
+    }
+    /// What will go to units of the image, if anything.
+    pub fn reusing(&self) -> Option<Reused> {
+        self.reused.filter(|_| self.may_reuse)
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Options {
     pub discard_unreadable: bool,
     /// `--remove-chain`: the parents of the image go with it.
     pub remove_chain: bool,
+    /// `--reuse`: copies may go to units of the image where the free ones are too few.
+    pub reuse: bool,
     /// Whether what is to be copied is decoded once to see that it can be, before anything is written: for `--commit`.
     pub decode_first: bool,
 }

@@ -89,7 +89,7 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
         let whole = level.guests.first().ok_or_else(|| Error::Unsupported("the image has no volume".into()))?;
         whole.fs()?;
     }
-    let mut with = plan::Options { zero_slack: options.zero_slack, unreadable: BTreeSet::new() };
+    let mut with = plan::Options { zero_slack: options.zero_slack, reuse: options.reuse, unreadable: BTreeSet::new() };
     let (mut plan, mut staging) = plan::build(&guests, host, &image, &options.into, &with)?;
     with.unreadable = unreadable(&plan, &guests, &systems, options);
     if !with.unreadable.is_empty() {
@@ -116,9 +116,20 @@ pub fn prepare(stack: &Stack, options: &Options) -> Result<Prepared> {
     refusals.append(&mut unfit);
     if !space.fits() {
         refusals.push(format!(
-            "not enough free space on the host: {} bytes needed, {} free",
+            "not enough free space on the host: {} bytes needed, {} free{}",
             space.needed(),
-            space.free()
+            space.free(),
+            match (space.reused, options.reuse) {
+                (Some(reused), _) => format!(
+                    "; with --reuse it would fit, {} bytes of it in units of the image that nobody else needs (undo is then off)",
+                    reused.units.saturating_mul(space.unit)
+                ),
+                (None, true) => format!(
+                    ", and units of the image that no file is linked to have {} bytes",
+                    space.image_units.saturating_mul(space.unit)
+                ),
+                (None, false) => "; --reuse would not help".into(),
+            }
         ));
     }
     let volume = Arc::clone(host_guest.volume());

@@ -169,8 +169,17 @@ pub fn totals(row: &mut Row<'_>, totals: &Totals) {
         .number("unit", space.unit)
         .number("space_needed", space.needed())
         .number("space_free", space.free())
+        .number("space_image", space.image_units.saturating_mul(space.unit))
         .number("metadata_bytes", space.estimate.metadata_bytes)
-        .number("journal_bytes", space.estimate.journal_bytes);
+        .number("journal_bytes", space.estimate.journal_bytes)
+        .value("undo", &space.reusing().is_none());
+    if let Some(reused) = space.reused {
+        let bytes = reused.units.saturating_mul(space.unit);
+        let (batches, kept) = (reused.batches, reused.kept_bytes);
+        let reuse =
+            serde_json::json!({"used": space.may_reuse, "bytes": bytes, "batches": batches, "kept_bytes": kept});
+        row.value("reuse", &reuse);
+    }
 }
 
 /// The plan in a few lines for people: where, how much, why, and what would be lost or refused.
@@ -209,6 +218,11 @@ pub fn summary(out: &mut Vec<u8>, prepared: &Prepared) {
     );
     let space = &totals.space;
     line("space", &format!("{} needed, {} free", text::size(space.needed()), text::size(space.free())));
+    if let Some(reused) = space.reusing() {
+        let bytes = text::size(reused.units.saturating_mul(space.unit));
+        let batches = text::counted(reused.batches, "batch", "batches");
+        line("reuse", &format!("{bytes} go to units of the image that nobody else needs, in {batches}: no undo"));
+    }
     line(
         "writes",
         &format!(

@@ -308,7 +308,10 @@ mod tests {
         assert_eq!((&again.filled, &again.witnesses), (&body.filled, &body.witnesses));
         assert_eq!(again.moves, body.moves);
         assert_eq!(again.pool.bytes, body.pool.bytes);
-        assert!(Body::decode(&body.encode().into_iter().collect(), 512 * 900).is_none(), "beyond a smaller volume's end");
+        assert!(
+            Body::decode(&body.encode().into_iter().collect(), 512 * 900).is_none(),
+            "beyond a smaller volume's end"
+        );
     }
 
     /// A journal whose checksums are right may still be a crafted one: nothing that it says leads out of the volume.

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt, Stream};
 use crate::txn::body::Sum;
 use crate::txn::io::{PIECE, in_order};
-use crate::txn::{HostVolume, Sources, Staging};
 use crate::txn::reuse::Range;
+use crate::txn::{HostVolume, Sources, Staging};
 
 /// A part of what is written, at most [`PIECE`] bytes.
 struct Part {
@@ -213,13 +213,13 @@ impl<'a> InImage<'a> {
 
 impl<'a> Open<'a> {
     fn of(staging: &'a Staging, sources: &'a dyn Sources, parts: &[Part]) -> Self {
-    let mut left = Left::new();
-    for part in parts {
-        if let From::Copy(i, _) = part.from {
-            let entry = left.entry(i).or_default();
-            entry.0 = entry.0.saturating_add(1);
+        let mut left = Left::new();
+        for part in parts {
+            if let From::Copy(i, _) = part.from {
+                let entry = left.entry(i).or_default();
+                entry.0 = entry.0.saturating_add(1);
+            }
         }
-    }
         Self { staging, sources, left: Mutex::new(left) }
     }
     /// The bytes of a part, from this one of it on.

@@ -90,11 +90,7 @@ pub(super) fn survey(
 ///
 /// # Errors
 /// [`Error::Interrupted`] where a write or sync fails; [`Error::Corrupt`] where neither what is to be moved nor what was moved is there.
-pub(super) fn carry_out(
-    journal: &mut Journal,
-    host: &HostVolume,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<u64> {
+pub(super) fn carry_out(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<u64> {
     if !journal.reuses() {
         return Ok(0);
     }

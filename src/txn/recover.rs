@@ -143,12 +143,7 @@ fn take_back_unsealed(
 }
 
 /// Sealed, not done.
-fn settle(
-    journal: &mut Journal,
-    host: &HostVolume,
-    found: Found,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<End> {
+fn settle(journal: &mut Journal, host: &HostVolume, found: Found, progress: &(dyn Fn(Progress) + Sync)) -> Result<End> {
     if found.closed {
         return forward_or_back(journal, host, progress);
     }
@@ -210,7 +205,9 @@ fn finish_reuse(
     }
     match lost(journal, host, progress)? {
         None => forward(journal, host, progress),
-        Some(at) => Err(no_way_back(journal, &format!("what the relink wrote to free units at {at} is not there any more"))),
+        Some(at) => {
+            Err(no_way_back(journal, &format!("what the relink wrote to free units at {at} is not there any more")))
+        }
     }
 }
 
@@ -219,7 +216,9 @@ fn no_way_back(journal: &Journal, what: &str) -> Error {
     Error::Corrupt {
         structure: "host".into(),
         at: format!("the journal {}", journal.path().display()),
-        expected: format!("what the relink wrote, or the image: {what}, and units of the image were overwritten already; nothing was written"),
+        expected: format!(
+            "what the relink wrote, or the image: {what}, and units of the image were overwritten already; nothing was written"
+        ),
     }
 }
 

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::extent::{Offset, Volume};
+use crate::txn::Staging;
 use crate::txn::io::PIECE;
-use crate::txn::{Copy, Staging};
 
 /// A range of the volume: place and bytes.
 pub type Range = (u64, u64);
@@ -24,7 +24,7 @@ pub enum Place {
 /// A stream that is to be copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Want {
-    /// Which one, as [`Copy::entry`].
+    /// Which one, as [`crate::txn::Copy::entry`].
     pub entry: usize,
     /// Its bytes.
     pub size: u64,
@@ -446,11 +446,8 @@ impl Part {
         if units >= self.units {
             return (self, None);
         }
-        let rest = Self {
-            first: self.first.saturating_add(units),
-            units: self.units.saturating_sub(units),
-            want: self.want,
-        };
+        let rest =
+            Self { first: self.first.saturating_add(units), units: self.units.saturating_sub(units), want: self.want };
         (Self { units, ..self }, Some(rest))
     }
 }
@@ -510,7 +507,8 @@ pub(super) fn sound<'m>(moves: impl Iterator<Item = &'m Move> + Clone) -> Result
     let mut targets: Vec<(u64, u64, u32)> = Vec::new();
     let mut batch = 0u32;
     for m in moves.clone() {
-        let from: Option<u64> = m.from.as_ref().map(|from| from.iter().map(|(len, _)| *len).fold(0, u64::saturating_add));
+        let from: Option<u64> =
+            m.from.as_ref().map(|from| from.iter().map(|(len, _)| *len).fold(0, u64::saturating_add));
         if m.batch < batch || m.batch > batch.saturating_add(1) || m.len == 0 || from.is_some_and(|len| len != m.len) {
             return Err(m.to.get());
         }
@@ -591,8 +589,7 @@ impl Staging {
     }
     /// All that is filled, whether it was free or the image's: in order.
     pub(crate) fn room(&self) -> Vec<Range> {
-        let mut all: Vec<Range> =
-            self.filled.iter().chain(&self.reused).map(|(at, len)| (at.get(), *len)).collect();
+        let mut all: Vec<Range> = self.filled.iter().chain(&self.reused).map(|(at, len)| (at.get(), *len)).collect();
         all.sort_unstable();
         let mut out: Vec<Range> = Vec::new();
         for (at, len) in all {
@@ -608,10 +605,4 @@ impl Staging {
         let next = room.partition_point(|(from, have)| from.saturating_add(*have) <= at);
         room.get(next).is_some_and(|(from, have)| *from <= at && at.saturating_add(len) <= from.saturating_add(*have))
     }
-}
-
-/// Copies as a staging has them, from where a layout puts them.
-pub(crate) fn copies(layout: &Layout, sizes: impl Fn(usize) -> u64) -> Vec<Copy> {
-    let to = |to: &[Range]| to.iter().map(|(at, len)| (Offset::new(*at), *len)).collect();
-    layout.copies.iter().map(|(entry, places)| Copy { entry: *entry, size: sizes(*entry), to: to(places) }).collect()
 }

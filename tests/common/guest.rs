@@ -314,6 +314,31 @@ pub fn fat(path: &Path, len: u64, width: u32, cluster_sectors: u32) -> Seens {
     seen
 }
 
+/// A FAT guest of clusters of 512 bytes that has hardly any room left: on larger clusters, what begins in the midst of one must be
+/// copied.
+pub fn tight(path: &Path, len: u64) -> Seens {
+    File::create(path).unwrap().set_len(len).unwrap();
+    ok("mkfs.fat", args!["-F", "12", "-s", "1", "-r", "16", "-n", "GUEST", *path.as_os_str()]);
+    let source = super::scratch();
+    let root = source.path().join("top");
+    fs::create_dir_all(root.join("sub")).unwrap();
+    let (mut noise, mut left) = (Noise::new(12), len - (5 << 10));
+    for i in 0_u64.. {
+        let size = (i * 2711 + 400) % 13_000;
+        let cost = size.next_multiple_of(512) + 160;
+        if left < cost {
+            break;
+        }
+        left -= cost;
+        write(
+            &root.join(format!("{}file number {i}", if i % 3 == 0 { "sub/" } else { "" })),
+            &noise.bytes(size as usize),
+        );
+    }
+    ok("mcopy", args!["-s", "-i", *path.as_os_str(), *root.as_os_str(), "::/"]);
+    tree(&root).into_iter().map(|(name, file)| (format!("top/{name}"), file)).collect()
+}
+
 /// 20,000 files in folders that every file system can hold, a fifth of them of more than 16 KiB.
 pub fn plain(root: &Path, files: usize) {
     let mut noise = Noise::new(11);

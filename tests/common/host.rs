@@ -142,6 +142,19 @@ impl Host {
         copy_sparse(&host.file, &host.before);
         host
     }
+    /// Fills the free clusters but for so many.
+    #[track_caller]
+    pub fn fill_up(&mut self, leave: u32) {
+        let filler = self.dir.path().join("filler");
+        let clusters = self.fat.free(&self.file) - leave;
+        fs::write(&filler, Noise::new(7).bytes(clusters as usize * self.fat.cluster as usize)).unwrap();
+        ok("mcopy", args!["-i", self.mtools(), *filler.as_os_str(), "::/FILLER.BIN"]);
+        assert_eq!(self.fat.free(&self.file), leave);
+        assert_eq!(fsck_fat(&self.file, self.base, self.len), Vec::<String>::new(), "the host that the test filled");
+        self.older = self.tree().0;
+        self.older.remove(IMAGE).expect("the image is on the host");
+        copy_sparse(&self.file, &self.before);
+    }
     /// How `mtools` name the volume.
     pub fn mtools(&self) -> String {
         if self.base == 0 { self.file.display().to_string() } else { format!("{}@@{}", self.file.display(), self.base) }

@@ -93,6 +93,21 @@ impl Host {
         copy_sparse(&host.file, &host.before);
         host
     }
+    /// Fills the free clusters but for so many.
+    #[track_caller]
+    pub fn fill_up(&mut self, leave: usize) {
+        {
+            let clusters = self.exfat.free(&self.file).len() - leave;
+            let mount = Mount::exfat(&self.file, self.base, self.len, "rw");
+            let bytes = Noise::new(7).bytes(clusters * self.exfat.cluster as usize);
+            fs::write(mount.dir.join("filler.bin"), bytes).unwrap();
+        }
+        assert_eq!(self.exfat.free(&self.file).len(), leave);
+        assert_eq!(self.fsck(), Vec::<String>::new(), "the host that the test filled");
+        self.older = tree(&self.mount().dir);
+        self.older.remove(IMAGE).expect("the image is on the host");
+        copy_sparse(&self.file, &self.before);
+    }
     /// A mount through which it can be read.
     #[track_caller]
     pub fn mount(&self) -> Mount {

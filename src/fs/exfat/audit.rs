@@ -130,13 +130,9 @@ impl Audit<'_> {
         }
         let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
         let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
+        let room = self.staging.room();
         for (at, len) in fresh.chain(copies) {
-            let filled = &self.staging.filled;
-            let next = filled.partition_point(|(from, have)| from.get().saturating_add(*have) <= at);
-            let within = filled.get(next).is_some_and(|(from, have)| {
-                from.get() <= at && at.saturating_add(len) <= from.get().saturating_add(*have)
-            });
-            if !within {
+            if !Staging::fills(&room, at, len) {
                 return Err(wrong(at, "new structure", "a place within the filled ranges"));
             }
         }

@@ -13,9 +13,10 @@ use crate::fs::exfat::read::{ExFat, Scan};
 use crate::fs::exfat::table::END;
 use crate::fs::fat::grow::copied;
 use crate::fs::fat::link::{clusters, clusters_of, differing, merged, push_fresh};
-use crate::fs::fat::space::Space;
+use crate::fs::fat::space::{Space, runs_of};
 use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
 use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::txn::reuse::{Layout, Range};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
 
 fn refused(what: impl Into<String>) -> Error {
@@ -34,6 +35,8 @@ struct Build<'a> {
     /// Whether a file of the image has a chain.
     chained: bool,
     space: Space,
+    /// Where copies go, where clusters of the image are filled.
+    given: Option<std::vec::IntoIter<(usize, Vec<Range>)>>,
     staging: Staging,
 }
 
@@ -54,7 +57,15 @@ impl ExFat {
         let growth = self.growth(scan, job)?;
         let need = growth.clusters().saturating_add(self.copy_clusters(job));
         let bitmap = self.bitmap()?;
-        let space = Space::choose(self.free_clusters(bitmap), need).ok_or_else(|| {
+        let (space, given) = match &job.tree.reuse {
+            None => (Space::choose(self.free_clusters(bitmap), need), None),
+            Some(reuse) => {
+                let boot = (|n| self.boot.cluster_at(n), |at| self.boot.cluster_of(at));
+                Space::with_image(reuse, self.free_clusters(bitmap), growth.clusters(), boot).unzip()
+            }
+        };
+        let Layout { copies, moves, .. } = given.unwrap_or_default();
+        let space = space.ok_or_else(|| {
             let (unit, free) = (self.boot.cluster_bytes(), self.free_in(bitmap));
             refused(format!(
                 "too little space: {need} clusters of {unit} bytes are needed for directories and copies, {free} are free"
@@ -67,7 +78,8 @@ impl ExFat {
             image: Bits::new(self.boot.clusters.saturating_add(2)),
             chained: false,
             space,
-            staging: Staging::default(),
+            given: job.tree.reuse.as_ref().map(|_| copies.into_iter()),
+            staging: Staging { moves, ..Staging::default() },
         };
         for file in job.image.files() {
             build.free_image(scan, file)?;
@@ -156,6 +168,7 @@ impl Build<'_> {
             dirs.push(self.space.take(dir.clusters).ok_or_else(|| refused("too little space for directories"))?);
         }
         let files = self.files(job)?;
+        dirs.iter().try_for_each(|runs| self.fill(runs))?;
         self.directories(scan, &mut growth, &dirs, &files)?;
         let table = Group { name: "FAT", writes: self.table_writes()? };
         let switch = Group { name: "directories", writes: self.changed_entries(scan, &growth)? };
@@ -203,13 +216,30 @@ impl Build<'_> {
         for at in job.tree.copies() {
             let (Some(entry), Some(alloc)) = (job.tree.entries.get(at), files.get_mut(at)) else { continue };
             let Some(size) = copied(entry) else { continue };
-            let runs = self.space.take(fs.boot.clusters_for(size));
+            let (runs, to) = match &mut self.given {
+                Some(given) => {
+                    let to = given.find(|(entry, _)| *entry == at).map(|(_, to)| to).unwrap_or_default();
+                    (runs_of(&to, unit, |at| fs.boot.cluster_of(at)), to)
+                }
+                None => {
+                    let runs = self.space.take(fs.boot.clusters_for(size));
+                    let to = runs.as_deref().map(|runs| fs.places(runs)).unwrap_or_default();
+                    (runs, to)
+                }
+            };
             let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
-            let to = fs.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+            self.fill(&runs)?;
+            let to = to.into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
             self.staging.copies.push(Copy { entry: at, size, to });
             *alloc = self.claim_for(&runs, size)?;
         }
         Ok(files)
+    }
+    /// What is filled was free, or is the image's and nobody else's.
+    fn fill(&mut self, runs: &[Run]) -> Result<()> {
+        let bitmap = self.fs.bitmap()?;
+        let wrong = clusters(runs).find(|n| ExFat::in_use(bitmap, *n) && !self.image.clear(*n));
+        wrong.map_or(Ok(()), |n| Err(refused(format!("cluster {n} is not free, nor the image's alone"))))
     }
     fn slack(&mut self, job: &Job<'_>, runs: &[Run], size: u64) {
         let unit = self.fs.boot.cluster_bytes().max(1);

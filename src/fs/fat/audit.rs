@@ -185,11 +185,9 @@ impl Audit<'_> {
         }
         let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
         let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
+        let room = self.staging.room();
         for (at, len) in fresh.chain(copies) {
-            let within = |(from, have): &(Offset<Volume>, u64)| {
-                from.get() <= at && at.saturating_add(len) <= from.get().saturating_add(*have)
-            };
-            if !self.staging.filled.iter().any(within) {
+            if !Staging::fills(&room, at, len) {
                 return Err(wrong(at, "new structure", "a place within the filled ranges"));
             }
         }

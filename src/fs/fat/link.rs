@@ -9,9 +9,10 @@ use crate::fs::fat::grow::{Growth, Leads, copied, dots, names_of};
 use crate::fs::fat::layout::{FsInfo, HEAD, closed, fields};
 use crate::fs::fat::names;
 use crate::fs::fat::read::{Fat, Scan};
-use crate::fs::fat::space::Space;
+use crate::fs::fat::space::{Space, runs_of};
 use crate::fs::fat::table::{Bits, Next, Run, Table};
 use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::txn::reuse::{Layout, Range};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
 
 fn refused(what: impl Into<String>) -> Error {
@@ -25,6 +26,8 @@ struct Build<'a> {
     /// Clusters of the image that no new file has taken yet.
     image: Bits,
     space: Space,
+    /// Where copies go, where clusters of the image are filled.
+    given: Option<std::vec::IntoIter<(usize, Vec<Range>)>>,
     staging: Staging,
 }
 
@@ -32,19 +35,28 @@ impl Fat {
     fn build(&self, scan: &Scan, job: &Job<'_>) -> Result<Staging> {
         let mut growth = self.growth(scan, job)?;
         let need = growth.clusters().saturating_add(self.copy_clusters(job));
-        let space = Space::choose(self.table.free_clusters(), need).ok_or_else(|| {
+        let (space, given) = match &job.tree.reuse {
+            None => (Space::choose(self.table.free_clusters(), need), None),
+            Some(reuse) => {
+                let boot = (|n| self.boot.cluster_at(n), |at| self.boot.cluster_of(at));
+                Space::with_image(reuse, self.table.free_clusters(), growth.clusters(), boot).unzip()
+            }
+        };
+        let space = space.ok_or_else(|| {
             let unit = self.boot.cluster_bytes();
             refused(format!(
                 "too little space: {need} clusters of {unit} bytes are needed for directories and copies, {} are free",
                 self.table.free()
             ))
         })?;
+        let Layout { copies, moves, .. } = given.unwrap_or_default();
         let mut build = Build {
             fat: self,
             table: self.table.clone(),
             image: Bits::new(self.boot.clusters.saturating_add(2)),
             space,
-            staging: Staging::default(),
+            given: job.tree.reuse.as_ref().map(|_| copies.into_iter()),
+            staging: Staging { moves, ..Staging::default() },
         };
         for file in job.image.files() {
             build.free_image(scan, file)?;
@@ -171,6 +183,7 @@ impl Build<'_> {
         let mut all = Vec::with_capacity(growth.dirs.len());
         for (i, dir) in growth.dirs.iter().enumerate() {
             let runs = self.space.take(dir.clusters).ok_or_else(|| refused("too little space for directories"))?;
+            self.fill(&runs)?;
             self.chain(&runs)?;
             if let (0, Some((first, _))) = (i, runs.first()) {
                 let old = scan.dirs.get(growth.host_dir).and_then(|d| d.places.last().copied());
@@ -216,8 +229,20 @@ impl Build<'_> {
             let (Some(entry), Some(first)) = (job.tree.entries.get(at), firsts.get_mut(at)) else { continue };
             let Some(size) = copied(entry) else { continue };
             let count = u32::try_from(size.div_ceil(unit)).unwrap_or(u32::MAX);
-            let runs = self.space.take(count).ok_or_else(|| refused("too little space for copies"))?;
-            let to = self.fat.places(&runs).into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+            let (runs, to) = match &mut self.given {
+                Some(given) => {
+                    let to = given.find(|(entry, _)| *entry == at).map(|(_, to)| to).unwrap_or_default();
+                    (runs_of(&to, unit, |at| self.fat.boot.cluster_of(at)), to)
+                }
+                None => {
+                    let runs = self.space.take(count);
+                    let to = runs.as_deref().map(|runs| self.fat.places(runs)).unwrap_or_default();
+                    (runs, to)
+                }
+            };
+            let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
+            self.fill(&runs)?;
+            let to = to.into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
             self.staging.copies.push(Copy { entry: at, size, to });
             self.chain(&runs)?;
             *first = runs.first().map_or(0, |(first, _)| *first);
@@ -230,6 +255,11 @@ impl Build<'_> {
             Some(other) => Err(other),
             None => Ok(()),
         }
+    }
+    /// What is filled was free, or is the image's and nobody else's.
+    fn fill(&mut self, runs: &[Run]) -> Result<()> {
+        let wrong = clusters(runs).find(|n| self.fat.table.get(*n) != 0 && !self.image.clear(*n));
+        wrong.map_or(Ok(()), |n| Err(refused(format!("cluster {n} is not free, nor the image's alone"))))
     }
     fn slack(&mut self, job: &Job<'_>, runs: &[Run], size: u64) {
         let unit = self.fat.boot.cluster_bytes().max(1);

@@ -1,6 +1,7 @@
 //! Where new directories and copies go: clusters that were free before.
 
 use crate::fs::fat::table::{Run, push_cluster};
+use crate::txn::reuse::{Layout, Range, Reuse};
 
 /// Free clusters that were chosen, handed out in the order of the disk.
 #[derive(Debug, Default)]
@@ -31,6 +32,35 @@ impl Space {
         free.sort_by_key(|(first, _)| std::cmp::Reverse(*first));
         Some(Self { runs: free })
     }
+    /// Where directories and copies go when clusters of the image may be filled: so many clusters for directories, and the rest by
+    /// `reuse`. `all`: every cluster that is free, in order. None where there are too few.
+    pub fn with_image(
+        reuse: &Reuse,
+        all: impl IntoIterator<Item = u32>,
+        dirs: u64,
+        boot: (impl Fn(u32) -> u64, impl Fn(u64) -> Option<u32>),
+    ) -> Option<(Self, Layout)> {
+        let (mut own, mut rest): (Vec<Run>, Vec<Run>) = (Vec::new(), Vec::new());
+        let mut need = dirs;
+        for n in all {
+            push_cluster(if need > 0 { &mut own } else { &mut rest }, n);
+            need = need.saturating_sub(1);
+        }
+        let (place, cluster) = boot;
+        let rest: Vec<Range> =
+            rest.iter().map(|(first, count)| (place(*first), u64::from(*count).saturating_mul(reuse.unit))).collect();
+        let layout = reuse.lay_out(&rest)?;
+        for (first, count) in runs_of(&layout.rest, reuse.unit, cluster)? {
+            let part = need.min(count.into());
+            let count = u32::try_from(part).ok()?;
+            if count > 0 {
+                own.push((first, count));
+            }
+            need = need.saturating_sub(part);
+        }
+        own.reverse();
+        (need == 0).then_some((Self { runs: own }, layout))
+    }
     /// The next `count` clusters; none where fewer are left.
     pub fn take(&mut self, count: u32) -> Option<Vec<Run>> {
         let mut out = Vec::new();
@@ -46,6 +76,19 @@ impl Space {
         }
         Some(out)
     }
+}
+
+/// The clusters of these ranges, neighbours together; none where one is no cluster. `cluster`: the one that begins at a byte.
+pub fn runs_of(ranges: &[Range], unit: u64, cluster: impl Fn(u64) -> Option<u32>) -> Option<Vec<Run>> {
+    let mut out: Vec<Run> = Vec::new();
+    for (at, len) in ranges {
+        let (first, count) = (cluster(*at)?, u32::try_from(len.checked_div(unit)?).ok()?);
+        match out.last_mut() {
+            Some((before, have)) if before.checked_add(*have) == Some(first) => *have = have.checked_add(count)?,
+            _ => out.push((first, count)),
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]

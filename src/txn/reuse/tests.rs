@@ -189,13 +189,8 @@ proptest! {
 fn a_shifted_image_needs_little_of_the_journal() {
     let (unit, units) = (4096u64, 100_000u64);
     let (file, count) = (30 * unit, units / 30 - 1);
-    let want = |i: u64| Want {
-        entry: i as usize,
-        size: file,
-        from: vec![(file, Place::At(i * file + 1536))],
-    };
-    let reuse =
-        Reuse { unit, units_at: 0, left: vec![(0, units * unit)], wants: (0..count).map(want).collect() };
+    let want = |i: u64| Want { entry: i as usize, size: file, from: vec![(file, Place::At(i * file + 1536))] };
+    let reuse = Reuse { unit, units_at: 0, left: vec![(0, units * unit)], wants: (0..count).map(want).collect() };
     let layout = reuse.lay_out(&[]).unwrap();
     assert_eq!(sound(layout.moves.iter()), Ok(()));
     let kept: u64 = layout.moves.iter().filter(|m| m.from.is_none()).map(|m| m.len).sum();
