@@ -409,7 +409,7 @@ fn damage_and_what_the_file_system_keeps_for_itself() {
     job.file(other, "hidden by somebody", &[(100, job.at(0x2000))]);
     let known = job.file(root, "known", &[(100, job.at(0x3000))]);
     let (guest, image) = job.guest();
-    let options = Options { unreadable: BTreeSet::from([(0, guest.tree.data(known).unwrap())]), zero_slack: None };
+    let options = Options { unreadable: BTreeSet::from([(0, guest.tree.data(known).unwrap())]), ..Options::default() };
     let plan = build(std::slice::from_ref(&guest), &Mock::fat(512), &image, &[], &options).unwrap().0;
     let planned = Planned { plan, guest };
     let paths: Vec<_> = planned.rows().into_iter().map(|r| (r.0, r.1, r.2)).collect();

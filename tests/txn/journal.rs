@@ -125,7 +125,7 @@ fn another_version_and_another_file_are_told_apart() {
     let machine = Machine::new(case.disk.clone(), 1);
     case.commit(&machine).unwrap();
     let mut journal = journal_bytes(&machine);
-    journal[8] = 2;
+    journal[8] = 9;
     let error = Journal::open(with_journal(Vec::new(), &journal).journal()).map(drop).unwrap_err();
     assert!(matches!(error, Error::Unsupported(_)), "{error}");
     let error = Journal::open(with_journal(Vec::new(), &[7; 100_000]).journal()).map(drop).unwrap_err();
