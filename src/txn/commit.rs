@@ -125,7 +125,9 @@ pub fn commit(
     let mut hand = Hand::new(host, sealed, progress);
     hand.close()?;
     let closing = hand.written;
+    let start = Instant::now();
     carry_out(&mut journal, host, progress)?;
+    let copying = copying.saturating_add(start.elapsed());
     // e, f
     let sealed = journal.sealed()?;
     let mut hand = Hand::new(host, sealed, progress);
