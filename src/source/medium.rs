@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::{Error, Result};
 use crate::source::Medium;
@@ -46,6 +46,11 @@ impl Medium for Host {
     }
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, at)
+    }
+    fn read_at_once(&self, at: u64, buf: &mut [u8]) -> bool {
+        let all = buf.len();
+        let bufs = &mut [io::IoSliceMut::new(buf)];
+        rustix::io::preadv2(&self.file, bufs, at, ReadWriteFlags::NOWAIT) == Ok(all)
     }
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, at)

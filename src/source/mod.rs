@@ -65,6 +65,11 @@ pub trait Medium: Send + Sync {
     /// # Errors
     /// What the system says.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Fills `buf` from byte `at` on where that needs no wait for a device. False where it would, or where that can't be told; what
+    /// `buf` then holds is nothing.
+    fn read_at_once(&self, _at: u64, _buf: &mut [u8]) -> bool {
+        false
+    }
     /// Writes all of `bytes` from byte `at` on; a journal grows by it. Durable only after [`sync`](Self::sync).
     ///
     /// # Errors

@@ -65,6 +65,10 @@ impl HostVolume {
             _ => Err(io::Error::other(format!("beyond the volume's {} bytes", self.len))),
         }
     }
+    /// See [`Medium::read_at_once`].
+    pub(super) fn read_at_once(&self, at: Offset<Volume>, buf: &mut [u8]) -> bool {
+        self.place(at, buf.len() as u64).is_ok_and(|place| self.medium.read_at_once(place, buf))
+    }
     /// Writes, durable after [`sync`](Self::sync).
     pub(super) fn write_at(&self, at: Offset<Volume>, bytes: &[u8]) -> io::Result<()> {
         self.medium.write_at(self.place(at, bytes.len() as u64)?, bytes)

@@ -358,8 +358,13 @@ impl Audit<'_> {
         }
         for write in self.staging.groups.iter().flat_map(|g| &g.writes) {
             let old = self.old.volume.read_vec(write.at, write.bytes.len())?;
+            // Up to there all may change.
+            let mut free_to = 0u64;
             for (i, (a, b)) in old.iter().zip(&write.bytes).enumerate().filter(|(_, (a, b))| a != b) {
                 let at = write.at.get().saturating_add(i as u64);
+                if at < free_to {
+                    continue;
+                }
                 let within = usize::try_from(at.checked_rem(size).unwrap_or(0)).unwrap_or(0);
                 let right = match whole.get(&at.checked_div(size).unwrap_or(0)) {
                     // Behind a bitmap's bits there are set ones, once it is written.
@@ -371,6 +376,8 @@ impl Audit<'_> {
                             let index = at.saturating_sub(*start).checked_div(s.inode_size.into()).unwrap_or(0);
                             let number = s.inodes_of(*group).start.saturating_add(index).saturating_add(1);
                             let number = u32::try_from(number).unwrap_or(0);
+                            let end = index.saturating_add(1).saturating_mul(s.inode_size.into());
+                            free_to = start.saturating_add(end);
                             added.contains(&number)
                                 || images.iter().any(|i| i.number == number)
                                 || changed.contains(&number)
