@@ -306,6 +306,10 @@ impl<S: Space, B: Space> Map<S, B> {
     pub fn new() -> Self {
         Self::default()
     }
+    /// An empty map with room for so many extents.
+    pub fn with_capacity(extents: usize) -> Self {
+        Self { extents: Vec::with_capacity(extents) }
+    }
     /// A map of one extent: `len` bytes stored from `at` in `layer`.
     pub fn run(len: u64, layer: LayerId, at: u64) -> Self {
         let mut map = Self::new();

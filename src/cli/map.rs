@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{End, Session, ls, names};
 use crate::report::json::{Row, number};
-use crate::report::levels::{self, Column, End as Ends, Levels};
+use crate::report::levels::{self, Column, End as Ends, Levels, Piece};
 use crate::report::{listing, text};
 use crate::stack::{Stack, Target};
 
@@ -36,36 +36,25 @@ impl Map {
         if self.json { self.json(s, &stack, &all) } else { table(s, &all) }
     }
 
-    fn json(&self, s: &mut Session<'_>, stack: &Stack, all: &Levels) -> Result<u8, End> {
+    fn json(&self, s: &mut Session<'_>, stack: &Stack, all: &Levels<'_>) -> Result<u8, End> {
         s.header("unimage/map/1");
         let column = |c: &Column| serde_json::json!({"level": c.level, "space": c.space, "name": c.name});
         let columns: Vec<_> = all.columns.iter().map(column).collect();
-        let size = all.pieces.last().map_or(0, |p| p.start.saturating_add(p.len));
-        self.entry(s, stack, size)?;
+        self.entry(s, stack, all.len)?;
         Row::new(s.out.buffer(), "levels").value("levels", &columns).end();
-        let mut sums = [0u64; 4];
-        for piece in &all.pieces {
-            let which = match piece.end {
-                Ends::Stored => 0,
-                Ends::Zero => 1,
-                Ends::Encoded(_) => 2,
-                Ends::Elsewhere => 3,
-            };
-            if let Some(sum) = sums.get_mut(which) {
-                *sum = sum.saturating_add(piece.len);
-            }
-            Row::new(s.out.buffer(), "extent")
+        let row = |piece: &Piece<'_>, out: &mut Vec<u8>| {
+            Row::new(out, "extent")
                 .number("start", piece.start)
                 .number("len", piece.len)
                 .word("what", piece.end.word())
-                .value("at", &piece.at)
-                .some("file", piece.file.as_deref())
+                .numbers("at", piece.at)
+                .some("file", piece.file)
                 .end();
-            s.out.row()?;
-        }
-        let [stored, zero, encoded, elsewhere] = sums;
+        };
+        let totals = all.rows(row, |rows| s.out.write(rows).map_err(End::from))?;
+        let [stored, zero, encoded, elsewhere] = totals.bytes;
         Row::new(s.out.buffer(), "summary")
-            .number("extents", all.pieces.len() as u64)
+            .number("extents", totals.extents)
             .number("stored", stored)
             .number("zero", zero)
             .number("encoded", encoded)
@@ -107,7 +96,7 @@ impl Map {
     }
 }
 
-fn table(s: &mut Session<'_>, all: &Levels) -> Result<u8, End> {
+fn table(s: &mut Session<'_>, all: &Levels<'_>) -> Result<u8, End> {
     const WIDTH: usize = 16;
     let out = s.out.buffer();
     for column in &all.columns {
@@ -123,20 +112,19 @@ fn table(s: &mut Session<'_>, all: &Levels) -> Result<u8, End> {
         });
     }
     out.push(b'\n');
-    for piece in &all.pieces {
-        let out = s.out.buffer();
-        for n in [piece.start, piece.len].iter().chain(&piece.at) {
+    let row = |piece: &Piece<'_>, out: &mut Vec<u8>| {
+        for n in [piece.start, piece.len].iter().chain(piece.at) {
             text::right(out, WIDTH, |out| number(out, *n));
         }
         if piece.end != Ends::Stored {
             text::right(out, WIDTH, |out| out.extend_from_slice(piece.end.word().as_bytes()));
         }
-        if let Some(file) = &piece.file {
+        if let Some(file) = piece.file {
             out.extend_from_slice(b"  ");
             out.extend_from_slice(text::clean(file).as_bytes());
         }
         out.push(b'\n');
-        s.out.row()?;
-    }
+    };
+    all.rows(row, |rows| s.out.write(rows).map_err(End::from))?;
     Ok(0)
 }

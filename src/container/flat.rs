@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::table::{Fault, Piece, Pieces, Table};
 use crate::error::{Error, Result};
-use crate::extent::{Device, Encoding, Extent, Image, Layer, LayerId, Map, Offset, Place, ReadAt, What};
+use crate::extent::{Device, Extent, Image, Layer, LayerId, Map, Offset, ReadAt};
 
 /// Bytes of the smallest span: of images with tiny clusters, many tables are read in one go.
 const MIN_SPAN: u64 = 64 << 20;
@@ -21,103 +21,6 @@ const MAX_SPANS: u64 = 1 << 16;
 /// Decoded units that are kept, and their bytes.
 const KEPT_UNITS: usize = 64;
 const KEPT_BYTES: usize = 32 << 20;
-
-/// A run of a span: where it begins on the virtual disk, and what it is. It ends where the next begins.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    start: u64,
-    what: Source,
-}
-
-/// What a run is, of the whole chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Stored {
-        file: LayerId,
-        at: u64,
-    },
-    Zero,
-    Packed {
-        table: u16,
-        skip: u32,
-        unit: u64,
-    },
-    Encrypted,
-    Unreadable {
-        table: u16,
-        fault: u32,
-    },
-    /// Only while a span is being resolved.
-    Parent,
-}
-
-impl Source {
-    fn skip(self, bytes: u64) -> Self {
-        match self {
-            Self::Stored { file, at } => Self::Stored { file, at: at.saturating_add(bytes) },
-            Self::Packed { table, skip, unit } => {
-                Self::Packed { table, skip: skip.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)), unit }
-            }
-            other => other,
-        }
-    }
-    fn below(self) -> What<Device> {
-        match self {
-            Self::Stored { file, at } => What::Stored(Place { layer: file, offset: Offset::new(at) }),
-            Self::Zero | Self::Parent => What::Zero,
-            Self::Packed { .. } => What::Encoded(Encoding::ContainerCompressed),
-            Self::Encrypted => What::Encoded(Encoding::ContainerEncrypted),
-            Self::Unreadable { .. } => What::Encoded(Encoding::Unreadable),
-        }
-    }
-}
-
-/// A span that was resolved.
-#[derive(Debug, Default)]
-struct Flat {
-    runs: Vec<Run>,
-    faults: Vec<Fault>,
-    end: u64,
-}
-
-impl Flat {
-    fn push(&mut self, len: u64, what: Source) {
-        let continues = self.runs.last().is_some_and(|last| {
-            let before = self.end.saturating_sub(last.start);
-            let fits = !matches!(last.what, Source::Packed { .. }) || u32::try_from(before).is_ok();
-            fits && last.what.skip(before) == what
-        });
-        if len > 0 && !continues {
-            self.runs.push(Run { start: self.end, what });
-        }
-        self.end = self.end.saturating_add(len);
-    }
-    /// Appends bytes that can't be had, one with those before where only the place of the entry differs.
-    fn fault(&mut self, len: u64, table: u16, fault: Fault) {
-        if let (Some(Run { what: Source::Unreadable { table: of, .. }, .. }), Some(last)) =
-            (self.runs.last(), self.faults.last())
-            && *of == table
-            && last.structure == fault.structure
-            && last.expected == fault.expected
-        {
-            self.end = self.end.saturating_add(len);
-            return;
-        }
-        if len == 0 {
-            return;
-        }
-        let number = u32::try_from(self.faults.len()).unwrap_or(u32::MAX);
-        self.faults.push(fault);
-        self.push(len, Source::Unreadable { table, fault: number });
-    }
-    /// The runs from the one that holds `at` on: start, end, what.
-    fn from(&self, at: u64) -> impl Iterator<Item = (u64, u64, Source)> + '_ {
-        let first = self.runs.partition_point(|r| r.start <= at).saturating_sub(1);
-        let runs = self.runs.get(first..).unwrap_or_default();
-        let ends = runs.iter().skip(1).map(|r| r.start).chain([self.end]);
-        runs.iter().zip(ends).map(|(r, end)| (r.start, end, r.what))
-    }
-}
 
 /// The virtual disk of a chain.
 pub struct Chain {
@@ -128,7 +31,7 @@ pub struct Chain {
     tables: Vec<Arc<dyn Table>>,
     /// The files of all tables, by their identity.
     files: Vec<Arc<dyn ReadAt<Device>>>,
-    spans: Vec<OnceLock<Result<Flat>>>,
+    spans: Vec<OnceLock<Result<Pieces>>>,
     kept: Mutex<VecDeque<(Unit, Arc<Vec<u8>>)>>,
 }
 
@@ -162,7 +65,7 @@ impl Chain {
         self.files.binary_search_by_key(&id, |f| f.id()).ok().and_then(|at| self.files.get(at))
     }
     /// The span of this number, resolved.
-    fn flat(&self, number: u64) -> Result<&Flat> {
+    fn flat(&self, number: u64) -> Result<&Pieces> {
         let slot = usize::try_from(number).ok().and_then(|n| self.spans.get(n));
         let slot = slot.ok_or_else(|| Error::past_end(Offset::<Image>::new(self.len), 1, self.len))?;
         slot.get_or_init(|| {
@@ -173,74 +76,84 @@ impl Chain {
         .map_err(Error::again)
     }
     /// Goes down the chain with what is left to the parents.
-    fn resolve(&self, range: Range<u64>) -> Result<Flat> {
-        let mut flat = Flat { end: range.start, ..Flat::default() };
-        flat.push(range.end.saturating_sub(range.start), Source::Parent);
+    fn resolve(&self, range: Range<u64>) -> Result<Pieces> {
+        let mut all = Pieces::new(range.start);
         for (number, table) in (0u16..).zip(&self.tables) {
-            let mut left = flat.from(range.start).filter(|(.., what)| *what == Source::Parent);
-            let Some((start, mut end, _)) = left.next() else { break };
-            end = left.last().map_or(end, |(_, end, _)| end);
-            let named = |e: Error| match table.name() {
-                "" => e,
-                name => e.within(name),
-            };
-            let mut pieces = Pieces::new(start);
-            let stop = end.min(table.len());
-            if start < stop {
-                table.pieces(start..stop, &mut pieces).map_err(named)?;
+            // The first table is asked for all of it, and what it says is the result but for what it leaves to others.
+            let mut asked = range.clone();
+            if number > 0 {
+                let mut left = all.iter().filter(|(.., what)| *what == Piece::Parent);
+                let Some((start, len, _)) = left.next() else { break };
+                let end = left.last().map_or(start.saturating_add(len), |(start, len, _)| start.saturating_add(len));
+                asked = start..end;
             }
-            flat = self.merged(flat, &pieces, number, stop);
-        }
-        flat.runs.shrink_to_fit();
-        for run in &mut flat.runs {
-            if run.what == Source::Parent {
-                run.what = Source::Zero;
+            let stop = asked.end.min(table.len());
+            let mut pieces = Pieces::of(number, asked.start);
+            if asked.start < stop {
+                table.pieces(asked.start..stop, &mut pieces).map_err(|e| within(&**table, e))?;
             }
-        }
-        Ok(flat)
-    }
-    /// `upper`, with what it leaves to the parents filled from `pieces`, which go to `stop`: zeros from there on.
-    fn merged(&self, upper: Flat, pieces: &Pieces, table: u16, stop: u64) -> Flat {
-        let start = upper.runs.first().map_or(upper.end, |r| r.start);
-        let mut out = Flat { end: start, runs: Vec::with_capacity(upper.runs.len()), faults: upper.faults };
-        let ends: Vec<u64> = upper.runs.iter().skip(1).map(|r| r.start).chain([upper.end]).collect();
-        for (run, end) in upper.runs.iter().zip(ends) {
-            if run.what != Source::Parent {
-                out.push(end.saturating_sub(run.start), run.what);
+            if number == 0 && pieces.at() == range.end && self.inside(&pieces) {
+                all = pieces;
                 continue;
             }
-            for (_, len, piece) in pieces.slice(run.start..end.min(stop)) {
+            if number == 0 {
+                all.parent(range.end.saturating_sub(range.start));
+            }
+            all = self.merged(all, &pieces, number, stop);
+        }
+        Ok(all.resolved())
+    }
+    /// Whether all that is stored lies within its file.
+    fn inside(&self, pieces: &Pieces) -> bool {
+        let mut last = None;
+        pieces.iter().all(|(_, len, piece)| {
+            let Piece::Stored { file, at } = piece else { return true };
+            let have = match last {
+                Some((id, have)) if id == file => have,
+                _ => self.file(file).map_or(0, |f| f.len()),
+            };
+            last = Some((file, have));
+            at.checked_add(len).is_some_and(|end| end <= have)
+        })
+    }
+    /// `upper`, with what it leaves to the parents filled from `pieces`, which go to `stop`: zeros from there on.
+    fn merged(&self, mut upper: Pieces, pieces: &Pieces, table: u16, stop: u64) -> Pieces {
+        let mut out = upper.afresh();
+        for (start, len, what) in upper.iter() {
+            if what != Piece::Parent {
+                out.push(len, what);
+                continue;
+            }
+            let end = start.saturating_add(len);
+            for (_, len, piece) in pieces.slice(start..end.min(stop)) {
                 match piece {
                     Piece::Stored { file, at } => self.stored(&mut out, len, table, file, at),
-                    Piece::Zero => out.push(len, Source::Zero),
-                    Piece::Packed { unit, skip } => out.push(len, Source::Packed { table, skip, unit }),
-                    Piece::Parent => out.push(len, Source::Parent),
-                    Piece::Encrypted => out.push(len, Source::Encrypted),
-                    Piece::Unreadable(number) => {
-                        let fault = pieces.fault(number).cloned();
-                        out.fault(len, table, fault.unwrap_or_else(|| Fault::new("extent", 0, "a reason")));
+                    Piece::Unreadable { fault, .. } => {
+                        let fault = pieces.fault(fault).cloned();
+                        out.unreadable_by(table, len, fault.unwrap_or_else(|| Fault::new("extent", 0, "a reason")));
                     }
+                    other => out.push(len, other),
                 }
             }
             // A table that says less than it was asked for is a defect; its silence is not zeros.
             let said = pieces.at().max(pieces.start()).min(stop);
-            if out.end < end.min(stop) {
-                let gap = end.min(stop).saturating_sub(out.end);
-                out.fault(gap, table, Fault::new("extent", said, "an entry for every byte of the disk"));
+            if out.at() < end.min(stop) {
+                let gap = end.min(stop).saturating_sub(out.at());
+                out.unreadable_by(table, gap, Fault::new("extent", said, "an entry for every byte of the disk"));
             }
-            out.push(end.saturating_sub(out.end), Source::Zero);
+            out.push(end.saturating_sub(out.at()), Piece::Zero);
         }
         out
     }
     /// Appends a stored stretch as far as its file goes.
-    fn stored(&self, out: &mut Flat, len: u64, table: u16, file: LayerId, at: u64) {
+    fn stored(&self, out: &mut Pieces, len: u64, table: u16, file: LayerId, at: u64) {
         let have = self.file(file).map_or(0, |f| f.len());
         let inside = have.saturating_sub(at).min(len);
-        out.push(inside, Source::Stored { file, at });
+        out.stored(inside, file, at);
         let over = len.saturating_sub(inside);
         if over > 0 {
             let place = at.saturating_add(inside);
-            out.fault(over, table, Fault::new("extent", place, "bytes before the end of the file"));
+            out.unreadable_by(table, over, Fault::new("extent", place, "bytes before the end of the file"));
         }
     }
     /// A decoded unit.
@@ -272,16 +185,16 @@ impl Chain {
         self.tables.get(usize::from(number)).ok_or_else(|| Error::Unsupported("no such image of the chain".into()))
     }
     /// Fills `buf` from `at` on, out of one run.
-    fn read_run(&self, flat: &Flat, what: Source, at: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_run(&self, flat: &Pieces, what: Piece, at: u64, buf: &mut [u8]) -> Result<()> {
         match what {
-            Source::Zero | Source::Parent => buf.fill(0),
-            Source::Stored { file, at: place } => {
+            Piece::Zero | Piece::Parent => buf.fill(0),
+            Piece::Stored { file, at: place } => {
                 let file = self.file(file).ok_or_else(|| {
                     Error::corrupt("extent", Offset::<Image>::new(at), "a file that belongs to the chain")
                 })?;
                 file.read_at(Offset::new(place), buf)?;
             }
-            Source::Packed { table, skip, unit } => {
+            Piece::Packed { table, skip, unit } => {
                 let bytes = self.unit((table, unit))?;
                 let from = skip as usize;
                 let have = from.checked_add(buf.len()).and_then(|end| bytes.get(from..end)).ok_or_else(|| {
@@ -293,11 +206,11 @@ impl Chain {
                 })?;
                 buf.copy_from_slice(have);
             }
-            Source::Encrypted => {
+            Piece::Encrypted => {
                 return Err(Error::Unsupported(format!("{} is encrypted by the container", Offset::<Image>::new(at))));
             }
-            Source::Unreadable { table, fault } => {
-                let fault = flat.faults.get(fault as usize);
+            Piece::Unreadable { table, fault } => {
+                let fault = flat.fault(fault);
                 let error = fault.map_or_else(|| Fault::new("extent", at, "a reason").error(), Fault::error);
                 return Err(within(&**self.table(table)?, error));
             }
@@ -330,16 +243,11 @@ impl ReadAt<Image> for Chain {
         while !rest.is_empty() {
             let flat = self.flat(at.checked_div(self.span).unwrap_or_default())?;
             let before = rest.len();
-            for (start, end, what) in flat.from(at) {
-                let skipped = at.saturating_sub(start);
-                let have = usize::try_from(end.saturating_sub(at)).map_or(rest.len(), |n| n.min(rest.len()));
-                let (part, after) = rest.split_at_mut(have);
-                self.read_run(flat, what.skip(skipped), at, part)?;
-                at = at.saturating_add(have as u64);
+            for (start, len, what) in flat.slice(at..at.saturating_add(before as u64)) {
+                let (part, after) = rest.split_at_mut(usize::try_from(len).map_or(rest.len(), |n| n.min(rest.len())));
+                self.read_run(flat, what, start, part)?;
+                at = start.saturating_add(len);
                 rest = after;
-                if rest.is_empty() {
-                    break;
-                }
             }
             if rest.len() == before {
                 return Err(Error::past_end(Offset::<Image>::new(at), rest.len() as u64, self.len));
@@ -356,30 +264,29 @@ impl Layer<Image> for Chain {
         let mut at = start;
         while at < end {
             let flat = self.flat(at.checked_div(self.span).unwrap_or_default())?;
-            let before = at;
-            for (from, to, what) in flat.from(at) {
-                if from >= end {
-                    break;
-                }
-                let len = to.min(end).saturating_sub(at);
-                let what = what.skip(at.saturating_sub(from)).below();
+            for (from, len, what) in flat.slice(at..end) {
+                let what = what.below();
                 match out.last_mut() {
                     Some(last) if last.what.continued_by(last.len, &what) => last.len = last.len.saturating_add(len),
-                    _ => out.push(Extent { start: Offset::new(at), len, what }),
+                    _ => out.push(Extent { start: Offset::new(from), len, what }),
                 }
-                at = at.saturating_add(len);
             }
-            if at == before {
+            if flat.at() <= at {
                 break;
             }
+            at = flat.at();
         }
         Ok(out)
     }
     fn map(&self) -> Result<Map<Image>> {
         let numbers = 0..self.spans.len() as u64;
-        numbers.into_par_iter().try_for_each(|n| self.flat(n).map(drop))?;
-        let all = self.extents(Offset::new(0)..Offset::new(self.len))?;
-        Ok(all.into_iter().map(|e| (e.len, e.what)).collect())
+        let count = |n| self.flat(n).map(Pieces::count);
+        let counts = numbers.clone().into_par_iter().map(count).collect::<Result<Vec<usize>>>()?;
+        let mut map = Map::with_capacity(counts.iter().fold(0, |sum, n| sum.saturating_add(*n)));
+        for number in numbers {
+            self.flat(number)?.iter().for_each(|(_, len, what)| map.push(len, what.below()));
+        }
+        Ok(map)
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Device, LayerId, Map, Offset, ReadAt, What};
+use crate::extent::{Device, Encoding, LayerId, Map, Offset, Place, ReadAt, What};
 
 /// What a stretch of the virtual disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,28 +24,46 @@ pub enum Piece {
     Zero,
     /// Bytes of a unit that has to be decoded (a compressed cluster, grain or chunk).
     Packed {
-        /// Which unit: the table's own token, from which [`Table::unpack`] finds and decodes it.
-        unit: u64,
+        /// Position of the table in its chain.
+        table: u16,
         /// Bytes of the decoded unit before these.
         skip: u32,
+        /// Which unit: the table's own token, from which [`Table::unpack`] finds and decodes it.
+        unit: u64,
     },
     /// Nothing is said here: what the parent has, zeros where there is none.
     Parent,
     /// Encrypted by the container.
     Encrypted,
     /// What says where the bytes are is damaged. Made by [`Pieces::unreadable`].
-    Unreadable(u32),
+    Unreadable {
+        /// Position of the table in its chain.
+        table: u16,
+        /// Which fault it is, of [`Pieces::fault`].
+        fault: u32,
+    },
 }
 
 impl Piece {
     /// The piece that lies `bytes` further on.
-    fn skip(self, bytes: u64) -> Self {
+    #[inline]
+    pub(super) fn skip(self, bytes: u64) -> Self {
         match self {
             Self::Stored { file, at } => Self::Stored { file, at: at.saturating_add(bytes) },
-            Self::Packed { unit, skip } => {
-                Self::Packed { unit, skip: skip.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)) }
+            Self::Packed { table, skip, unit } => {
+                Self::Packed { table, skip: skip.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)), unit }
             }
             other => other,
+        }
+    }
+    /// What it is to those above the container.
+    pub(super) fn below(self) -> What<Device> {
+        match self {
+            Self::Stored { file, at } => What::Stored(Place { layer: file, offset: Offset::new(at) }),
+            Self::Zero | Self::Parent => What::Zero,
+            Self::Packed { .. } => What::Encoded(Encoding::ContainerCompressed),
+            Self::Encrypted => What::Encoded(Encoding::ContainerEncrypted),
+            Self::Unreadable { .. } => What::Encoded(Encoding::Unreadable),
         }
     }
 }
@@ -76,12 +94,14 @@ impl Fault {
     }
 }
 
-/// The pieces of a range: in order, gapless, neighbours merged.
+/// The pieces of a range: in order, gapless, neighbours merged. Of one table while it says what it has, of a whole chain
+/// when it was resolved.
 #[derive(Debug, Default)]
 pub struct Pieces {
+    table: u16,
     start: u64,
     end: u64,
-    /// Where each begins, and what it is.
+    /// Where each begins, and what it is. It ends where the next begins.
     list: Vec<(u64, Piece)>,
     faults: Vec<Fault>,
 }
@@ -89,13 +109,18 @@ pub struct Pieces {
 impl Pieces {
     /// No piece yet of a range that begins at `start`.
     pub fn new(start: u64) -> Self {
-        Self { start, end: start, ..Self::default() }
+        Self::of(0, start)
+    }
+    /// The same, by the table that has this position in its chain.
+    pub(super) fn of(table: u16, start: u64) -> Self {
+        Self { table, start, end: start, ..Self::default() }
     }
     /// Where the next piece begins on the virtual disk.
     pub fn at(&self) -> u64 {
         self.end
     }
     /// Appends `len` bytes, merged with those before where they continue them. Nothing for 0 bytes.
+    #[inline]
     pub fn push(&mut self, len: u64, piece: Piece) {
         if len == 0 {
             return;
@@ -111,7 +136,16 @@ impl Pieces {
         }
         self.end = self.end.saturating_add(len);
     }
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.list.len()
+    }
+    /// Makes room for so many pieces more.
+    pub fn reserve(&mut self, pieces: usize) {
+        self.list.reserve(pieces);
+    }
     /// Appends bytes stored in a file.
+    #[inline]
     pub fn stored(&mut self, len: u64, file: LayerId, at: u64) {
         self.push(len, Piece::Stored { file, at });
     }
@@ -125,12 +159,17 @@ impl Pieces {
     }
     /// Appends bytes of a unit that has to be decoded.
     pub fn packed(&mut self, len: u64, unit: u64, skip: u32) {
-        self.push(len, Piece::Packed { unit, skip });
+        self.push(len, Piece::Packed { table: self.table, skip, unit });
     }
     /// Appends bytes that can't be had. Neighbours that differ only in the place of their entries become one, with the first
     /// place.
     pub fn unreadable(&mut self, len: u64, fault: Fault) {
-        if let (Some((_, Piece::Unreadable(_))), Some(last)) = (self.list.last(), self.faults.last())
+        self.unreadable_by(self.table, len, fault);
+    }
+    /// The same, by another table of the chain.
+    pub(super) fn unreadable_by(&mut self, table: u16, len: u64, fault: Fault) {
+        if let (Some((_, Piece::Unreadable { table: of, .. })), Some(last)) = (self.list.last(), self.faults.last())
+            && *of == table
             && last.structure == fault.structure
             && last.expected == fault.expected
         {
@@ -140,7 +179,7 @@ impl Pieces {
         if len > 0 {
             let number = u32::try_from(self.faults.len()).unwrap_or(u32::MAX);
             self.faults.push(fault);
-            self.push(len, Piece::Unreadable(number));
+            self.push(len, Piece::Unreadable { table, fault: number });
         }
     }
     /// Where the range begins.
@@ -149,8 +188,7 @@ impl Pieces {
     }
     /// Every piece with its first byte and its length.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64, Piece)> + '_ {
-        let ends = self.list.iter().skip(1).map(|(start, _)| *start).chain([self.end]);
-        self.list.iter().zip(ends).map(|((start, piece), end)| (*start, end.saturating_sub(*start), *piece))
+        self.onward(0)
     }
     /// The fault of an unreadable piece.
     pub fn fault(&self, number: u32) -> Option<&Fault> {
@@ -159,16 +197,31 @@ impl Pieces {
     /// The pieces in `range`, clipped to it. O(log n) to the first.
     pub(super) fn slice(&self, range: Range<u64>) -> impl Iterator<Item = (u64, u64, Piece)> + '_ {
         let first = self.list.partition_point(|(start, _)| *start <= range.start).saturating_sub(1);
+        self.onward(first).take_while(move |(start, ..)| *start < range.end).filter_map(move |(start, len, piece)| {
+            let from = range.start.max(start);
+            let len = start.saturating_add(len).min(range.end).saturating_sub(from);
+            (len > 0).then(|| (from, len, piece.skip(from.saturating_sub(start))))
+        })
+    }
+    fn onward(&self, first: usize) -> impl Iterator<Item = (u64, u64, Piece)> + '_ {
         let list = self.list.get(first..).unwrap_or_default();
         let ends = list.iter().skip(1).map(|(start, _)| *start).chain([self.end]);
-        let stop = range.end;
-        list.iter().zip(ends).take_while(move |((start, _), _)| *start < stop).filter_map(
-            move |((start, piece), end)| {
-                let from = range.start.max(*start);
-                let len = end.min(range.end).saturating_sub(from);
-                (len > 0).then(|| (from, len, piece.skip(from.saturating_sub(*start))))
-            },
-        )
+        list.iter().zip(ends).map(|((start, piece), end)| (*start, end.saturating_sub(*start), *piece))
+    }
+    /// Says zeros of what is left to a parent that there is not, and gives back room that is not needed.
+    pub(super) fn resolved(mut self) -> Self {
+        for (_, piece) in &mut self.list {
+            if *piece == Piece::Parent {
+                *piece = Piece::Zero;
+            }
+        }
+        self.list.shrink_to_fit();
+        self
+    }
+    /// No piece yet of the same range, with the same faults and room for as many pieces.
+    pub(super) fn afresh(&mut self) -> Self {
+        let (list, faults) = (Vec::with_capacity(self.list.len()), std::mem::take(&mut self.faults));
+        Self { table: self.table, start: self.start, end: self.start, list, faults }
     }
 }
 

@@ -17,12 +17,14 @@ pub struct Row<'b> {
 
 impl<'b> Row<'b> {
     /// Begins a line `{"type":"kind"`. `kind` is a word that needs no escape.
+    #[inline]
     pub fn new(out: &'b mut Vec<u8>, kind: &'static str) -> Self {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.push(b'"');
         Self { out }
     }
+    #[inline]
     fn key(&mut self, key: &'static str) {
         self.out.extend_from_slice(b",\"");
         self.out.extend_from_slice(key.as_bytes());
@@ -47,6 +49,7 @@ impl<'b> Row<'b> {
         }
     }
     /// A field of one of this program's own words, which need no escape.
+    #[inline]
     pub fn word(&mut self, key: &'static str, word: &'static str) -> &mut Self {
         self.key(key);
         self.out.push(b'"');
@@ -74,12 +77,28 @@ impl<'b> Row<'b> {
         self
     }
     /// A number.
+    #[inline]
     pub fn number(&mut self, key: &'static str, value: u64) -> &mut Self {
         self.key(key);
         number(self.out, value);
         self
     }
+    /// A list of numbers.
+    #[inline]
+    pub fn numbers(&mut self, key: &'static str, values: &[u64]) -> &mut Self {
+        self.key(key);
+        self.out.push(b'[');
+        for (n, value) in values.iter().enumerate() {
+            if n > 0 {
+                self.out.push(b',');
+            }
+            number(self.out, *value);
+        }
+        self.out.push(b']');
+        self
+    }
     /// Closes the object and the line.
+    #[inline]
     pub fn end(&mut self) {
         self.out.extend_from_slice(b"}\n");
     }
@@ -92,19 +111,9 @@ pub fn base64(raw: &[u8]) -> String {
 }
 
 /// Appends a number in decimal.
+#[inline]
 pub fn number(out: &mut Vec<u8>, value: u64) {
-    let mut text = [0u8; 20];
-    let mut rest = value;
-    let mut from = text.len();
-    for (at, place) in text.iter_mut().enumerate().rev() {
-        *place = b'0'.saturating_add(u8::try_from(rest % 10).unwrap_or(0));
-        rest /= 10;
-        from = at;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(text.get(from..).unwrap_or_default());
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// The first line: which rows follow, in which version, made by which program, on which command line.

@@ -12,7 +12,7 @@ use crate::bytes::Fields;
 use crate::container::table::{Fault, Pieces, Table};
 use crate::container::{Disk, OpenWith};
 use crate::error::{Error, Result};
-use crate::extent::{Device, Encoding, Extent, Image, Layer, LayerId, Offset, ReadAt, What};
+use crate::extent::{Device, Extent, Image, Layer, LayerId, Offset, ReadAt};
 
 mod chunks;
 mod notes;
@@ -184,20 +184,12 @@ impl ReadAt<Image> for Evidence {
 
 impl Layer<Image> for Evidence {
     fn extents(&self, range: Range<Offset<Image>>) -> Result<Vec<Extent<Image>>> {
-        use crate::container::table::Piece;
         let range = range.start.get().min(self.shape.len)..range.end.get().min(self.shape.len);
         let mut pieces = Pieces::new(range.start);
         self.pieces(range, &mut pieces)?;
         let mut out: Vec<Extent<Image>> = Vec::new();
         for (start, len, piece) in pieces.iter() {
-            let what = match piece {
-                Piece::Stored { file, at } => {
-                    What::Stored(crate::extent::Place { layer: file, offset: Offset::new(at) })
-                }
-                Piece::Zero => What::Zero,
-                Piece::Packed { .. } => What::Encoded(Encoding::ContainerCompressed),
-                _ => What::Encoded(Encoding::Unreadable),
-            };
+            let what = piece.below();
             match out.last_mut() {
                 Some(last) if last.what.continued_by(last.len, &what) => last.len = last.len.saturating_add(len),
                 _ => out.push(Extent { start: Offset::new(start), len, what }),

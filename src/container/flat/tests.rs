@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::extent::{Encoding, What};
 
 /// Bytes that tell their place and their file.
 struct Bytes(LayerId, Vec<u8>);

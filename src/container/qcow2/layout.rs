@@ -283,6 +283,20 @@ pub fn cluster(entry: u64, h: &Header) -> Cluster {
     }
 }
 
+/// An entry without the bit that says whether its cluster may be written in place.
+#[inline]
+pub fn bare(entry: u64) -> u64 {
+    entry & !COPIED
+}
+
+/// Where the cluster of an entry of 64 bits lies that is the most common kind: stored, and no bit of any meaning beside that.
+/// None for all others, which [`cluster`] tells apart.
+#[inline]
+pub fn ordinary(entry: u64, h: &Header) -> Option<u64> {
+    let odd = !(COPIED | OFFSET) | h.cluster().wrapping_sub(1);
+    (entry & odd == 0 && entry & OFFSET != 0).then_some(entry & OFFSET)
+}
+
 /// Place and bytes of a compressed cluster, both as the entry has them: it may end before.
 pub fn packed(entry: u64, cluster_bits: u32) -> (u64, u64) {
     let bits = 70u32.saturating_sub(cluster_bits).min(61);

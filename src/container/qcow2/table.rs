@@ -123,44 +123,77 @@ impl Qcow2 {
     /// The pieces of some entries of a level 2 table: `place` is where they lie, `start` the first byte of the disk.
     fn entries(&self, table: &[u8], place: u64, start: u64, range: Range<u64>, out: &mut Pieces) {
         let size = self.head.entry();
-        let mut at = start;
         let step = usize::try_from(size).unwrap_or(8);
-        for (number, raw) in (0u64..).zip(table.chunks_exact(step)) {
-            let word = |at: usize| raw.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b));
-            let (from, next) = (at.max(range.start), at.saturating_add(self.head.cluster()));
-            let len = next.min(range.end).saturating_sub(from);
-            let skip = from.saturating_sub(at);
-            let bad = match layout::cluster(word(0), &self.head) {
-                Cluster::Packed(at, _) if self.head.data_file || at >= self.file.len() => {
-                    Some("a compressed cluster before the end of its own file")
-                }
-                Cluster::Packed(..) => {
-                    out.packed(len, word(0) & !(3 << 62), u32::try_from(skip).unwrap_or(u32::MAX));
-                    None
-                }
-                Cluster::Zero if self.head.version < 3 => Some("no cluster of zeros, in version 2"),
-                Cluster::Zero => {
-                    out.zero(len);
-                    None
-                }
-                Cluster::At(host) if host & self.head.cluster().wrapping_sub(1) != 0 => {
-                    Some("an offset of a whole cluster")
-                }
-                found if self.head.extended => self.parts(found, word(8), skip, len, out),
-                Cluster::Unallocated => {
-                    out.parent(len);
-                    None
-                }
-                Cluster::At(host) => {
-                    self.stored(host.saturating_add(skip), len, out);
-                    None
-                }
-            };
-            if let Some(expected) = bad {
-                let place = place.saturating_add(number.saturating_mul(size));
-                out.unreadable(len, Fault::new(L2, place, expected));
+        let count = table.len().checked_div(step).unwrap_or_default();
+        let mut number = 0;
+        while number < count {
+            let rest = table.get(number.saturating_mul(step)..).unwrap_or_default();
+            let at = start.saturating_add((number as u64) << self.head.cluster_bits);
+            // Most tables are long runs of clusters that are stored in a row, or one by one in any order.
+            if let Some((host, run)) = self.row(rest) {
+                let end = at.saturating_add((run as u64) << self.head.cluster_bits).min(range.end);
+                let from = at.max(range.start);
+                self.stored(host.saturating_add(from.saturating_sub(at)), end.saturating_sub(from), out);
+                number = number.saturating_add(run);
+                continue;
             }
-            at = next;
+            let place = place.saturating_add((number as u64).saturating_mul(size));
+            self.entry(rest, place, at, &range, out);
+            number = number.saturating_add(1);
+        }
+    }
+    /// The clusters that the first entries have stored as they are and in a row: place of the first, and how many. None where
+    /// the first entry is of another kind.
+    #[inline]
+    fn row(&self, table: &[u8]) -> Option<(u64, usize)> {
+        if self.head.extended {
+            return None;
+        }
+        let words = table.as_chunks().0;
+        let first = u64::from_be_bytes(*words.first()?);
+        let host = layout::ordinary(first, &self.head)?;
+        let cluster = self.head.cluster();
+        let mut next = layout::bare(first);
+        let follows = |word: &&[u8; 8]| {
+            next = next.wrapping_add(cluster);
+            layout::bare(u64::from_be_bytes(**word)) == next
+        };
+        Some((host, words.iter().skip(1).take_while(follows).count().saturating_add(1)))
+    }
+    /// The pieces of the first entry of `table`, which lies at `place` and has the cluster from `at` on.
+    fn entry(&self, table: &[u8], place: u64, at: u64, range: &Range<u64>, out: &mut Pieces) {
+        let word = |at: usize| table.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b));
+        let (from, next) = (at.max(range.start), at.saturating_add(self.head.cluster()));
+        let len = next.min(range.end).saturating_sub(from);
+        let skip = from.saturating_sub(at);
+        let bad = match layout::cluster(word(0), &self.head) {
+            Cluster::Packed(at, _) if self.head.data_file || at >= self.file.len() => {
+                Some("a compressed cluster before the end of its own file")
+            }
+            Cluster::Packed(..) => {
+                out.packed(len, word(0) & !(3 << 62), u32::try_from(skip).unwrap_or(u32::MAX));
+                None
+            }
+            Cluster::Zero if self.head.version < 3 => Some("no cluster of zeros, in version 2"),
+            Cluster::Zero => {
+                out.zero(len);
+                None
+            }
+            Cluster::At(host) if host & self.head.cluster().wrapping_sub(1) != 0 => {
+                Some("an offset of a whole cluster")
+            }
+            found if self.head.extended => self.parts(found, word(8), skip, len, out),
+            Cluster::Unallocated => {
+                out.parent(len);
+                None
+            }
+            Cluster::At(host) => {
+                self.stored(host.saturating_add(skip), len, out);
+                None
+            }
+        };
+        if let Some(expected) = bad {
+            out.unreadable(len, Fault::new(L2, place, expected));
         }
     }
     fn stored(&self, host: u64, len: u64, out: &mut Pieces) {
