@@ -8,6 +8,7 @@ for pair in fat12:fat fat16:fat exfat:exfat ntfs:ntfs ext4:ext gpt:volume mbr:vo
     zstd -qdf "fixtures/${pair%:*}.img.zst" -o "fuzz/corpus/${pair#*:}/${pair%:*}"
 done
 qemu-img create -q -f vpc -o subformat=fixed,force_size=on fuzz/corpus/container/vhd 64K
+fuzz/disks.sh
 mkdir -p fuzz/corpus/journal
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

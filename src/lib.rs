@@ -28,6 +28,7 @@ pub mod error;
 pub mod extent;
 pub mod extract;
 pub mod fs;
+mod guid;
 pub mod plan;
 pub mod relink;
 pub mod report;

@@ -58,6 +58,38 @@ fn no_mutation_of_a_fixture_breaks_a_promise() {
     }
 }
 
+/// Disks of every format as records, whose checksums are put right before they are opened.
+#[test]
+fn no_mutation_of_a_disk_breaks_a_promise() {
+    let dir = scratch();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/disks.sh");
+    ok("bash", [script.as_os_str(), dir.path().as_os_str()]);
+    let limit = Duration::from_millis(if long() { 60_000 } else { 700 });
+    let mut noise = Noise::new(2026);
+    let mut formats = 0;
+    for folder in fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()) {
+        formats += 1;
+        for seed in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            let sound = fs::read(&seed).unwrap();
+            targets::disk(&sound);
+            // The first records are headers and tables.
+            let places: Vec<usize> = (0..sound.len().saturating_sub(512).min(24 << 10)).step_by(512).collect();
+            let (start, mut slowest, mut rounds) = (Instant::now(), Duration::ZERO, 0_u32);
+            while start.elapsed() < limit {
+                let mut bytes = sound.clone();
+                mutate(&mut bytes, &places, &mut noise);
+                let round = Instant::now();
+                targets::disk(&bytes);
+                slowest = slowest.max(round.elapsed());
+                rounds += 1;
+            }
+            println!("{}: {rounds} mutations, the slowest {slowest:?}", seed.display());
+            assert!(slowest < Duration::from_secs(20), "{}: {slowest:?}", seed.display());
+        }
+    }
+    assert_eq!(formats, 6);
+}
+
 /// A finished relink's journal, taken apart so that its frames can be changed without their checksums being in the way.
 #[test]
 fn no_mutation_of_a_journal_breaks_a_promise() {

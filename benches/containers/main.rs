@@ -1,5 +1,6 @@
-//! `cargo bench --bench containers`: mapping a large qcow2 against `qemu-img map`, opening one of 1 TiB, and look-ups in chains
-//! of any depth. Prints a table; `docs/benchmarks.md` says how to read it. Nothing here fails for being slow.
+//! `cargo bench --bench containers`: mapping a large qcow2 against `qemu-img map`, reading evidence files against `ewfexport`, opening
+//! disks of 1 TiB, and look-ups in chains of any depth. Prints tables; `docs/benchmarks.md` says how to read them. Nothing here
+//! fails for being slow. Words behind `--` choose the parts whose title contains one.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
@@ -28,9 +29,57 @@ fn best(runs: u32, mut run: impl FnMut()) -> Duration {
     (0..runs).map(timed).min().unwrap()
 }
 
-fn quietly(program: &str, list: &[&str]) {
-    let status = Command::new(program).args(list).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success(), "{program} {list:?}");
+/// What a program took, its output thrown away.
+#[derive(Clone, Copy)]
+struct Cost {
+    seconds: f64,
+    processor: f64,
+    kib: u64,
+}
+
+fn run(command: &[&str]) -> Cost {
+    let dir = scratch();
+    let report = dir.path().join("time");
+    let start = Instant::now();
+    let mut time = Command::new("/usr/bin/time");
+    time.args(["-q", "-f", "%U %S %M", "-o"]).arg(&report).args(command);
+    let status = time.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(status.success(), "{command:?}: {status}");
+    let report = std::fs::read_to_string(report).unwrap();
+    let mut words = report.split_whitespace().map(|w| w.parse::<f64>().unwrap());
+    let mut word = || words.next().unwrap();
+    Cost { seconds, processor: word() + word(), kib: word() as u64 }
+}
+
+/// The best of so many runs of each, made in turns.
+fn in_turns(rounds: u32, commands: &[&[&str]]) {
+    let mut all: Vec<Option<Cost>> = vec![None; commands.len()];
+    for _ in 0..rounds {
+        for (best, command) in all.iter_mut().zip(commands) {
+            let cost = run(command);
+            *best = Some(match *best {
+                Some(b) => {
+                    Cost { seconds: b.seconds.min(cost.seconds), processor: b.processor.min(cost.processor), ..cost }
+                }
+                None => cost,
+            });
+        }
+    }
+    let first = all[0].unwrap();
+    for (cost, command) in all.into_iter().zip(commands) {
+        let cost = cost.unwrap();
+        let name = Path::new(command[0]).file_name().unwrap().to_str().unwrap();
+        println!(
+            "{:<24} {:>9.3} s   {:>6.1}x   processor {:>8.3} s   {:>6.1}x   memory {:>6} KiB",
+            format!("{name} {}", if command[1].starts_with('-') { "" } else { command[1] }),
+            cost.seconds,
+            first.seconds / cost.seconds,
+            cost.processor,
+            first.processor / cost.processor,
+            cost.kib
+        );
+    }
 }
 
 fn opened(path: &Path) -> Stack {
@@ -85,60 +134,107 @@ fn mapping() {
             "\n## mapping a qcow2 of 100 GiB, every cluster allocated, {}",
             if shuffled { "in any order" } else { "in order" }
         );
-        let theirs = best(3, || quietly("qemu-img", &["map", "-f", "qcow2", "--output=json", text]));
-        row("qemu-img map --output=json", theirs, "");
-        let times =
-            |took: Duration| format!("qemu-img takes {:.1} times as long", theirs.as_secs_f64() / took.as_secs_f64());
         let whole = format!("{text}//");
-        let ours = best(3, || quietly(UNIMAGE, &["map", "--json", &whole]));
-        row("unimage map --json", ours, &times(ours));
+        in_turns(3, &[&["qemu-img", "map", "-f", "qcow2", "--output=json", text], &[UNIMAGE, "map", "--json", &whole]]);
         let mut extents = 0;
         let within = best(3, || {
             let stack = opened(&path);
             extents = stack.last().unwrap().disk.image.map().unwrap().extents().len();
         });
-        row("open, and the map of the disk, in process", within, &format!("{}, {extents} extents", times(within)));
+        row("open, and the map of the disk, in process", within, &format!("{extents} extents"));
+    }
+}
+
+/// Evidence files of 1 GiB, half of it text and half of it noise, deflated and as it is.
+fn evidence() {
+    let dir = scratch();
+    let raw = dir.path().join("disk.raw");
+    let file = File::create(&raw).unwrap();
+    let mut noise = Noise::new(12);
+    for block in 0..1024u64 {
+        let bytes = if block % 2 == 0 { noise.text(1 << 20) } else { noise.bytes(1 << 20) };
+        file.write_all_at(&bytes, block << 20).unwrap();
+    }
+    for compression in ["deflate:fast", "deflate:none"] {
+        let target = dir.path().join(compression.replace(':', "-"));
+        let (target, raw) = (target.to_str().unwrap(), raw.to_str().unwrap());
+        ok("ewfacquire", ["-u", "-q", "-f", "encase6", "-c", compression, "-S", "512MiB", "-t", target, raw]);
+        println!("\n## reading an E01 of 1 GiB, {compression}");
+        let first = format!("{target}.E01");
+        let whole = format!("{first}//");
+        in_turns(3, &[&["ewfexport", "-u", "-q", "-f", "raw", "-t", "-", &first], &[UNIMAGE, "cat", &whole]]);
+        for name in std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()) {
+            if name.extension().is_some_and(|e| e.to_str().unwrap().starts_with('E')) {
+                std::fs::remove_file(name).unwrap();
+            }
+        }
     }
 }
 
 fn opening() {
-    println!("\n## opening a qcow2 of 1 TiB, every cluster allocated");
+    println!("\n## opening a disk of 1 TiB; in the qcow2 every cluster is allocated, in the others 64 MiB");
     let dir = scratch();
-    let path = allocated(dir.path(), 1 << 40, false);
-    let took = best(5, || quietly(UNIMAGE, &["info", path.to_str().unwrap()]));
-    row("unimage info", took, "");
-    row("open, in process", best(5, || drop(black_box(opened(&path)))), "");
+    let size = 1u64 << 40;
+    let mut disks = vec![("qcow2", allocated(dir.path(), size, false))];
+    for (format, options) in
+        [("vhdx", "subformat=dynamic"), ("vmdk", "subformat=monolithicSparse"), ("vdi", ""), ("vpc", "")]
+    {
+        let path = dir.path().join(format!("disk.{format}"));
+        let text = path.to_str().unwrap();
+        let mut list = vec!["create", "-q", "-f", format];
+        if !options.is_empty() {
+            list.extend(["-o", options]);
+        }
+        let len = size.to_string();
+        list.extend([text, &len]);
+        ok("qemu-img", &list);
+        let writes: Vec<String> = (0..64u64).map(|n| format!("write -P 7 {} 1M", n * (size / 64))).collect();
+        let mut list = vec!["-f", format];
+        writes.iter().for_each(|w| list.extend(["-c", w]));
+        list.push(text);
+        ok("qemu-io", list);
+        disks.push((format, path));
+    }
+    for (format, path) in disks {
+        let text = path.to_str().unwrap();
+        println!("{format}");
+        in_turns(5, &[&["qemu-img", "info", text], &[UNIMAGE, "info", text]]);
+        row("open, in process", best(5, || drop(black_box(opened(&path)))), "");
+    }
 }
 
+/// The same clusters, written to one image, or to the images of a chain by turns: the map of the disk has as many extents.
 fn looking_up() {
-    println!("\n## a look-up in a chain of qcow2 images of 1 GiB");
-    let dir = scratch();
-    let at = |n: usize| dir.path().join(format!("{n}.qcow2"));
+    const CLUSTERS: u64 = 4000;
+    println!("\n## a look-up in a chain of qcow2 images of 1 GiB, the same {CLUSTERS} clusters written all over it");
     let size = 1u64 << 30;
-    let mut noise = Noise::new(10);
-    for n in 0..100 {
-        let path = at(n);
-        let mut list = vec!["create".to_owned(), "-q".into(), "-f".into(), "qcow2".into()];
-        match n.checked_sub(1) {
-            None => list.extend(["-o".into(), "preallocation=metadata".into()]),
-            Some(parent) => list.extend(["-b".into(), at(parent).display().to_string(), "-F".into(), "qcow2".into()]),
-        }
-        list.extend([path.display().to_string(), size.to_string()]);
-        ok("qemu-img", list);
-        let mut writes = vec!["-f".to_owned(), "qcow2".into()];
-        for _ in 0..40 {
-            writes.extend(["-c".into(), format!("write -P 7 {} 64k", noise.below(size / CLUSTER) * CLUSTER)]);
-        }
-        writes.push(path.display().to_string());
-        ok("qemu-io", writes);
-    }
     for depth in [1, 10, 100] {
-        let stack = opened(&at(depth - 1));
+        let dir = scratch();
+        let at = |n: u64| dir.path().join(format!("{n}.qcow2")).to_str().unwrap().to_owned();
+        let mut noise = Noise::new(10);
+        let places: Vec<u64> = (0..CLUSTERS).map(|_| noise.below(size / CLUSTER) * CLUSTER).collect();
+        for n in 0..depth {
+            let (path, len) = (at(n), size.to_string());
+            let mut list = vec!["create", "-q", "-f", "qcow2"];
+            let parent = n.checked_sub(1).map(at);
+            if let Some(parent) = &parent {
+                list.extend(["-b", parent, "-F", "qcow2"]);
+            }
+            list.extend([&*path, &len]);
+            ok("qemu-img", list);
+            let mut writes = vec!["-f".to_owned(), "qcow2".into()];
+            for place in places.iter().skip(n as usize).step_by(depth as usize) {
+                writes.extend(["-c".into(), format!("write -P 7 {place} 64k")]);
+            }
+            writes.push(path);
+            ok("qemu-io", writes);
+        }
+        let stack = opened(Path::new(&at(depth - 1)));
         let image = &stack.last().unwrap().disk.image;
         let first = best(1, || drop(image.map().unwrap()));
         const LOOKS: u32 = 1_000_000;
-        let mut noise = Noise::new(11);
-        let took = best(3, || {
+        let took = best(5, || {
+            let mut noise = Noise::new(11);
             for _ in 0..LOOKS {
                 let at = noise.below(size - 1);
                 black_box(image.extents(Offset::new(at)..Offset::new(at + 1)).unwrap());
@@ -155,7 +251,12 @@ fn looking_up() {
 }
 
 fn main() {
-    mapping();
-    opening();
-    looking_up();
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for (title, part) in
+        [("mapping", mapping as fn()), ("evidence", evidence), ("opening", opening), ("looking up", looking_up)]
+    {
+        if wanted.is_empty() || wanted.iter().any(|w| title.contains(w.as_str())) {
+            part();
+        }
+    }
 }

@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use unimage::container::gate::{Allow, Gate, Identity, Opened, Wanted};
+use unimage::container::{OpenWith, probe};
 use unimage::error::{Error, Result};
-use unimage::extent::{Layer, LayerId, Offset, ReadAt, Space, Stream, Volume};
+use unimage::extent::{Device, Layer, LayerId, Offset, ReadAt, Space, Stream, Volume, What};
 use unimage::fs::host::{HostFile, HostImage, Job};
 use unimage::fs::{FileSystem, Kind, ReadOptions};
 use unimage::plan::{self, GuestVolume, Part};
@@ -46,11 +48,159 @@ fn layer<S: Space>(bytes: &[u8]) -> Arc<dyn ReadAt<S>> {
 
 /// Any bytes as a container: its disk can be read as far as it goes.
 pub fn container(data: &[u8]) {
-    let alone = unimage::container::OpenWith::alone();
-    let Ok(disk) = unimage::container::probe(layer(data), &alone) else { return };
+    let Ok(disk) = probe(layer(data), &OpenWith::alone()) else { return };
     let _ = disk.image.read_vec(Offset::new(0), disk.image.len().min(BYTES) as usize);
     if let Ok(map) = disk.image.map() {
         assert_eq!(map.len(), disk.image.len());
+    }
+}
+
+/// Bytes of a file made of records, at most: the largest file whose headers, log and tables all have their places.
+const SPARSE: usize = 64 << 20;
+const SECTOR: usize = 512;
+/// The names of the files of a set, so that segments find each other.
+const NAMES: [&str; 3] = ["d.E01", "d.E02", "d.E03"];
+
+/// Some files that name each other: whatever the name, the next one is opened.
+struct Set {
+    files: Arc<Vec<Arc<dyn ReadAt<Device>>>>,
+    own: usize,
+}
+
+impl Gate for Set {
+    fn own(&self) -> &[u8] {
+        NAMES[self.own].as_bytes()
+    }
+    fn identity(&self) -> Identity {
+        Identity::File { device: 1, inode: self.own as u64 }
+    }
+    fn open(&self, wanted: &Wanted<'_>) -> Result<Opened> {
+        let named = NAMES.iter().position(|name| wanted.name == name.as_bytes());
+        let number = named.unwrap_or(self.own + 1);
+        let device = self.files.get(number).ok_or_else(|| Error::NotFound("no such file".into()))?;
+        let gate = Self { files: Arc::clone(&self.files), own: number };
+        Ok(Opened { device: Arc::clone(device), gate: Arc::new(gate), name: NAMES[number].into(), remark: None })
+    }
+    fn siblings(&self) -> Result<Vec<Vec<u8>>> {
+        Ok(NAMES.iter().take(self.files.len()).map(|name| name.as_bytes().to_vec()).collect())
+    }
+}
+
+/// The files that the data are records of. A file: its sectors (4 bytes), then records: the sector (3 bytes), the length (2
+/// bytes), bytes; a record for sector 0xffffff begins the next file. Numbers are little-endian.
+fn sparse(mut data: &[u8]) -> Vec<Vec<u8>> {
+    let mut files = Vec::new();
+    while let Some((sectors, mut rest)) = data.split_first_chunk() {
+        let mut file = vec![0; (u32::from_le_bytes(*sectors) as usize % (SPARSE / SECTOR + 1)) * SECTOR];
+        while let Some((&[a, b, c, low, high], more)) = rest.split_first_chunk() {
+            rest = more;
+            let sector = u32::from_le_bytes([a, b, c, 0]) as usize;
+            if sector == 0xff_ffff {
+                break;
+            }
+            let (bytes, more) = rest.split_at(rest.len().min(u16::from_le_bytes([low, high]).into()));
+            rest = more;
+            if let Some(to) = file.get_mut(sector * SECTOR..) {
+                let len = bytes.len().min(to.len());
+                to[..len].copy_from_slice(&bytes[..len]);
+            }
+        }
+        mend(&mut file);
+        files.push(file);
+        data = if files.len() < NAMES.len() { rest } else { &[] };
+    }
+    files
+}
+
+fn number(file: &[u8], at: usize) -> usize {
+    file.get(at..at + 4).map_or(0, |b| u32::from_le_bytes(b.try_into().expect("four bytes")) as usize)
+}
+
+/// Puts checksums right, so that what they protect is tried, too.
+fn mend(file: &mut [u8]) {
+    let have = file.len();
+    // VHD: footer, its copy, dynamic header.
+    for (word, at, len, sum) in
+        [(b"conectix", 0, 512, 64), (b"conectix", have.saturating_sub(512), 512, 64), (b"cxsparse", 512, 1024, 36)]
+    {
+        let Some(part) = file.get_mut(at..at + len).filter(|part| part.starts_with(word)) else { continue };
+        part[sum..sum + 4].fill(0);
+        let total = !part.iter().fold(0u32, |total, b| total.wrapping_add((*b).into()));
+        part[sum..sum + 4].copy_from_slice(&total.to_be_bytes());
+    }
+    // VHDX: headers, region tables, entries of the log.
+    if file.starts_with(b"vhdxfile") {
+        const KIB: usize = 1 << 10;
+        let mut sums = vec![(64 * KIB, 4 * KIB), (128 * KIB, 4 * KIB), (192 * KIB, 64 * KIB), (256 * KIB, 64 * KIB)];
+        let log = (1 << 20..have.min(4 << 20)).step_by(4 * KIB).filter(|at| file[*at..].starts_with(b"loge"));
+        sums.extend(log.map(|at| (at, number(file, at + 8).clamp(8, 1 << 20))));
+        for (at, len) in sums {
+            let Some(part) = file.get_mut(at..at + len) else { continue };
+            part[4..8].fill(0);
+            let sum = crc32c::crc32c(part);
+            part[4..8].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+    // EWF: descriptors of sections, headers of tables, volume sections.
+    if file.starts_with(b"EVF\x09") {
+        let mut at = 13;
+        for _ in 0..64 {
+            let Some(section) = file.get_mut(at..).filter(|rest| rest.len() >= 76) else { break };
+            let kind = section[..6].to_vec();
+            let next = u64::from_le_bytes(section[16..24].try_into().expect("eight bytes"));
+            let body = &mut section[76..];
+            let sum = match kind.as_slice() {
+                b"volume" | b"disk\0\0" => 1048,
+                b"table\0" | b"table2" => 20,
+                _ => usize::MAX - 4,
+            };
+            if body.len() >= sum + 4 {
+                let total = simd_adler32::adler32(&&body[..sum]);
+                body[sum..sum + 4].copy_from_slice(&total.to_le_bytes());
+            }
+            let total = simd_adler32::adler32(&&section[..72]);
+            section[72..76].copy_from_slice(&total.to_le_bytes());
+            match usize::try_from(next) {
+                Ok(next) if next > at => at = next,
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Records as files of a disk: it opens or does not, and each extent lies within its file.
+pub fn disk(data: &[u8]) {
+    let files: Vec<_> = sparse(data).into_iter().map(|f| Arc::new(Memory(LayerId::fresh(), f)) as _).collect();
+    let Some(first) = files.first().map(Arc::clone) else { return };
+    let gate = Set { files: Arc::new(files), own: 0 };
+    let allow = Allow { other_parent: true, raw_parent: true, ..Allow::default() };
+    let tried = |snapshot: Option<&str>| {
+        let Ok(disk) = probe(Arc::clone(&first), &OpenWith::new(&gate, &allow, snapshot)) else { return Vec::new() };
+        let len = disk.image.len();
+        for at in [0, len / 2, len.saturating_sub(BYTES)] {
+            let _ = disk.image.read_vec(Offset::new(at), len.saturating_sub(at).min(BYTES) as usize);
+        }
+        let _ = disk.tables.iter().map(|t| t.alone()).collect::<Vec<_>>();
+        // Of a disk that is very large and holds nothing, the first part and the last.
+        const PART: u64 = 64 << 30;
+        for range in [0..len.min(PART), len.saturating_sub(PART)..len] {
+            let Ok(all) = disk.image.extents(Offset::new(range.start)..Offset::new(range.end)) else { continue };
+            let mut at = range.start;
+            for e in all {
+                assert_eq!(e.start.get(), at, "gapless");
+                at += e.len;
+                if let What::Stored(place) = e.what {
+                    let file = disk.tables.iter().flat_map(|t| t.files()).find(|f| f.id() == place.layer);
+                    let have = file.expect("a file of the disk").len();
+                    assert!(place.offset.get() + e.len <= have, "{e:?} in a file of {have} bytes");
+                }
+            }
+            assert_eq!(at, range.end);
+        }
+        disk.snapshots.iter().take(2).map(|s| s.id.clone()).collect()
+    };
+    for snapshot in tried(None) {
+        tried(Some(&snapshot));
     }
 }
 

@@ -13,7 +13,7 @@ pub mod check;
 mod ewf;
 pub mod flat;
 pub mod gate;
-mod guid;
+mod inflate;
 mod known;
 mod machine;
 mod paths;

@@ -9,6 +9,7 @@ use super::{Found, Part, SECTORS, mbr, types};
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Image, Offset, ReadAt};
+use crate::guid::Guid;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 /// Bytes of a header without what later revisions may append.
@@ -282,13 +283,7 @@ fn entry(bytes: &[u8]) -> Option<(String, String, u64, u64, String)> {
     Some((guid(kind), guid(id), u64::from_le_bytes(*first), u64::from_le_bytes(*last), label))
 }
 
-/// A GUID as text: the first three fields are little-endian.
+/// A GUID as text.
 fn guid(b: &[u8; 16]) -> String {
-    let [a0, a1, a2, a3, b0, b1, c0, c1, d0, d1, rest @ ..] = *b;
-    let (a, b, c) = (u32::from_le_bytes([a0, a1, a2, a3]), u16::from_le_bytes([b0, b1]), u16::from_le_bytes([c0, c1]));
-    let mut out = format!("{a:08X}-{b:04X}-{c:04X}-{d0:02X}{d1:02X}-");
-    for byte in rest {
-        out.push_str(&format!("{byte:02X}"));
-    }
-    out
+    Guid(*b).to_string().to_uppercase()
 }

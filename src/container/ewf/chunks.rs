@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::second::Codec;
 use super::section::adler32;
 use super::tables::{Form, Stored};
+use crate::container::inflate::inflate;
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset, ReadAt};
 
@@ -38,18 +39,20 @@ pub fn decode(file: &dyn ReadAt<Device>, stored: Stored, want: usize, most: usiz
         }
         Form::Packed(codec) => {
             let packed = file.read_vec(at, usize::try_from(stored.len).unwrap_or_default())?;
-            let reader: Box<dyn Read> = match codec {
-                Codec::Zlib => Box::new(flate2::read::ZlibDecoder::new(&*packed)),
-                Codec::Bzip2 => Box::new(bzip2::read::BzDecoder::new(&*packed)),
+            let stream = |e: String| wrong(format!("a compressed stream: {e}"));
+            let ended = match codec {
+                Codec::Zlib => inflate(true, &packed, most, out).map_err(stream)?,
+                Codec::Bzip2 => {
+                    let limit = (most as u64).saturating_add(1);
+                    let read = bzip2::read::BzDecoder::new(&*packed).take(limit).read_to_end(out);
+                    read.map_err(|e| stream(e.to_string()))? <= most
+                }
             };
-            out.reserve_exact(want);
             // The end of a stream comes after its checksum: that it is reached means that the checksum was right.
-            let got = reader.take((most as u64).saturating_add(1)).read_to_end(out);
-            match got {
-                Ok(n) if n == want || n == most => out.truncate(want),
-                Ok(_) => return Err(wrong(format!("a compressed stream of {want} bytes"))),
-                Err(e) => return Err(wrong(format!("a compressed stream: {e}"))),
+            if !ended || !(out.len() == want || out.len() == most) {
+                return Err(wrong(format!("a compressed stream of {want} bytes")));
             }
+            out.truncate(want);
         }
         Form::Pattern(pattern) => {
             out.extend(pattern.to_le_bytes().into_iter().cycle().take(want));

@@ -8,10 +8,10 @@
 //! 392  identity             408  last change      424  parent          440  parent's last change
 //! ```
 
-use super::super::guid::Guid;
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset};
+use crate::guid::Guid;
 
 /// Where the signature lies.
 pub(super) const SIGN_AT: usize = 64;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use super::blocks::{Entries, stored, touched};
 use super::gate::Wanted;
-use super::guid::Guid;
 use super::table::{Pieces, Table};
 use super::{Disk, Format, OpenWith, Parent};
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset, ReadAt};
+use crate::guid::Guid;
 
 mod layout;
 use layout::{Block, Header};

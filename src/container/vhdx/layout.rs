@@ -6,11 +6,11 @@
 //! 192 KiB  region table 1  256 KiB  region table 2
 //! ```
 
-use super::super::guid::Guid;
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset};
 use crate::fs::ext::checksum::crc32c;
+use crate::guid::Guid;
 
 /// What a file begins with.
 pub(super) const SIGN: &[u8; 8] = b"vhdxfile";

@@ -13,12 +13,12 @@
 
 use std::borrow::Cow;
 
-use super::super::guid::Guid;
 use super::layout::sum;
 use super::overlay::Overlay;
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::{Device, Offset};
+use crate::guid::Guid;
 
 /// Bytes of a sector of the log.
 pub(super) const SECTOR: usize = 4096;

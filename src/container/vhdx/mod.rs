@@ -15,7 +15,7 @@ mod log;
 mod overlay;
 mod table;
 
-use super::guid::Guid;
+use crate::guid::Guid;
 use layout::{Header, Metadata, Payload, Regions};
 use overlay::Overlay;
 

@@ -1,10 +1,10 @@
 //! A sparse extent: grain directory, grain tables, grains.
 
-use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::blocks::{Entries, Part, parts, past, repeated, stored, touched};
+use super::super::inflate::inflate;
 use super::super::table::{Fault, Pieces};
 use super::descriptor::SECTOR;
 use super::header::{Grain, Header};
@@ -259,12 +259,15 @@ impl Grains {
             (at, most.min(file.len().saturating_sub(at)))
         };
         let packed = file.read_vec(Offset::new(from), usize::try_from(len).unwrap_or(usize::MAX))?;
-        let wrong = |e: std::io::Error| Error::corrupt(GRAIN, place, format!("a deflated grain ({e})"));
+        let wrong = |e: String| Error::corrupt(GRAIN, place, format!("a deflated grain ({e})"));
         // One byte more than a grain, to see whether it goes on.
-        let limit = self.header.grain.saturating_add(1);
-        flate2::read::ZlibDecoder::new(packed.as_slice()).take(limit).read_to_end(out).map_err(wrong)?;
-        if out.len() as u64 >= limit {
+        let limit = usize::try_from(self.header.grain).unwrap_or(usize::MAX).saturating_add(1);
+        let ended = inflate(true, &packed, limit, out).map_err(wrong)?;
+        if out.len() >= limit {
             return Err(Error::corrupt(GRAIN, place, format!("at most {} bytes", self.header.grain)));
+        }
+        if !ended {
+            return Err(wrong("it ends too early".into()));
         }
         Ok(())
     }

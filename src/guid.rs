@@ -1,22 +1,22 @@
-//! Identities of 16 bytes, as VHDX and VDI store them: the first three fields little-endian.
+//! Identities of 16 bytes, as GPT, VHDX and VDI store them: the first three fields little-endian.
 
 use std::fmt;
 
 /// A GUID in its stored order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub(super) struct Guid(pub(super) [u8; 16]);
+pub(crate) struct Guid(pub(crate) [u8; 16]);
 
 /// Where the digits of the text lie in the stored bytes.
 const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
 
 impl Guid {
     /// Whether all bits are zero, which formats take for *none*.
-    pub(super) fn is_nil(&self) -> bool {
+    pub(crate) fn is_nil(&self) -> bool {
         self.0 == [0; 16]
     }
 
     /// Reads `{xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}`, with or without braces.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let text = text.strip_prefix('{').map_or(Some(text), |t| t.strip_suffix('}'))?;
         let digits: Vec<u8> = text.bytes().filter(|b| *b != b'-').collect();
