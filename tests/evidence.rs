@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{Noise, UNIMAGE, ok, run, scratch};
 use unimage::error::Error;
-use unimage::extent::{Image, Layer, Offset, What};
+use unimage::extent::{Encoding, Image, Layer, Offset, What};
 use unimage::stack::{self, Address, OpenOptions, Stack};
 
 /// Bytes of the disk: no whole number of chunks.
@@ -253,6 +253,31 @@ fn a_missing_segment_is_an_error_for_every_verb() {
     fs::copy(other.path().join("case.E02"), one.path().join("case.E02")).unwrap();
     let out = run(UNIMAGE, ["info".as_ref(), first.as_os_str()]).exits(4);
     assert!(out.stderr.contains("another image"), "{out}");
+}
+
+/// A chunk that is stored as it is and has no room for that: no extent leads beyond the end of the file.
+#[test]
+fn a_chunk_without_room_is_no_extent() {
+    let dir = scratch();
+    let raw = dir.path().join("disk.raw");
+    fs::write(&raw, vec![b'a'; 4 * CHUNK]).unwrap();
+    let into = scratch();
+    let first = acquire(&raw, into.path(), "encase6", "best");
+    let mut bytes = fs::read(&first).unwrap();
+    // Each entry says that its chunk is deflated; from here on that it is not. Both tables, with their checksums.
+    for (_, at) in sections(&bytes).into_iter().filter(|(name, _)| name.starts_with("table")) {
+        let entries = at + 76 + 24;
+        let end = entries + 4 * 4;
+        (entries..end).step_by(4).for_each(|entry| bytes[entry + 3] &= 0x7F);
+        let sum = adler32(&bytes[entries..end]).to_le_bytes();
+        bytes[end..end + 4].copy_from_slice(&sum);
+    }
+    assert!(bytes.len() < CHUNK);
+    fs::write(&first, &bytes).unwrap();
+    let image = image(&opened(&first).unwrap());
+    let map = image.map().unwrap();
+    assert!(map.extents().iter().all(|e| e.what == What::Encoded(Encoding::Unreadable)), "{map:?}");
+    assert!(matches!(image.read_vec(Offset::new(0), 512), Err(Error::Corrupt { .. })));
 }
 
 #[test]

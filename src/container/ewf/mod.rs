@@ -141,7 +141,17 @@ impl Table for Evidence {
             let len = range.end.min(start.saturating_add(self.shape.chunk.into())).saturating_sub(at);
             match self.tables.chunk(&self.files, number) {
                 Ok(stored) => match (stored.form, self.files.get(stored.file)) {
-                    (Form::Plain { .. }, Some(file)) => out.stored(len, file.id(), stored.at.saturating_add(skip)),
+                    (Form::Plain { sum }, Some(file)) => {
+                        // A chunk without its end has no checksum: nobody can say that its beginning is right.
+                        let whole = (self.chunk_len(number) as u64).saturating_add(if sum { 4 } else { 0 });
+                        let room = stored.len.min(file.len().saturating_sub(stored.at));
+                        if room < whole {
+                            let expected = format!("{whole} bytes, there is room for {room}");
+                            out.unreadable(len, Fault::new("EWF chunk", stored.at, expected));
+                        } else {
+                            out.stored(len, file.id(), stored.at.saturating_add(skip));
+                        }
+                    }
                     (Form::Pattern(0), _) => out.zero(len),
                     (Form::Packed(_) | Form::Pattern(_), _) => {
                         out.packed(len, number, u32::try_from(skip).unwrap_or(u32::MAX));
