@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::host::*;
@@ -41,11 +40,12 @@ fn fill(m: &Mount) {
 }
 
 /// Sectors of a volume that hold such attributes, `$Secure` with its data, or the index of reparse points.
-fn sectors(bytes: &[u8], range: Range<usize>) -> Vec<usize> {
+fn sectors(bytes: &[u8], own: impl Fn(usize) -> bool) -> Vec<usize> {
     let le = |at: usize, n: usize| bytes[at..at + n].iter().rev().fold(0, |n, b| n << 8 | usize::from(*b));
     let mut all = BTreeSet::new();
     let mut add = |from: usize, to: usize| all.extend((from / 512..to.div_ceil(512)).map(|n| n * 512));
-    for record in range.step_by(1024).filter(|at| bytes[*at..].starts_with(b"FILE")) {
+    let records = (0..bytes.len()).step_by(1024).filter(|at| own(*at) && bytes[*at..].starts_with(b"FILE"));
+    for record in records {
         let secure = le(record + 0x2C, 4) == 9;
         let mut at = record + le(record + 0x14, 2);
         while at + 0x48 < record + 1024 && le(at, 4) != 0xFFFF_FFFF {
@@ -83,12 +83,11 @@ fn no_damage_of_descriptors_attributes_and_points_breaks_a_promise() {
     mount.put(IMAGE, &image);
     drop(mount);
     let host = host.bytes();
-    let at = HostCase::open(host.clone()).clusters[0] as usize;
-    assert!(host[at..][..image.len()] == image, "the image is in one piece");
-    let of_host = [sectors(&host, 0..at), sectors(&host, at + image.len()..host.len())].concat();
-    let places = [sectors(&image, 0..image.len()), of_host];
+    let clusters: Vec<usize> = HostCase::open(host.clone()).clusters.into_iter().map(|at| at as usize).collect();
+    let of_image: BTreeSet<usize> = clusters.iter().copied().collect();
+    let places = [sectors(&image, |_| true), sectors(&host, |at| !of_image.contains(&at))];
     assert!(places.iter().all(|p| p.len() > 20), "{places:?}");
-    let of_guest: Vec<usize> = places[0].iter().map(|n| at + n).collect();
+    let of_guest: Vec<usize> = places[0].iter().map(|at| clusters[at / CLUSTER] + at % CLUSTER).collect();
     targets::relink(&host);
     targets::ntfs(&image);
     let long = std::env::var_os("UNIMAGE_LONG").is_some_and(|v| v == "1");
