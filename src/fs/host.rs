@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, Map, ReadAt, Stream, Volume};
+use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume};
 use crate::fs::{EntryId, Kind, ObjectId, StreamId, Times, Tree, Xattr};
 use crate::report::path::escape;
-use crate::txn::Staging;
 use crate::txn::reuse::Reuse;
+use crate::txn::{SECTOR, Staging};
 
 /// What a host can express.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +48,30 @@ pub struct Rules {
     pub slack_shows: bool,
     /// How names are limited.
     pub names: NameRules,
+}
+
+impl Rules {
+    /// Of a host that has nothing but names, as Win32 has them, and clusters.
+    pub fn plain(unit: u64, units_at: u64, max_file: u64) -> Self {
+        Self {
+            unit,
+            units_at,
+            max_file,
+            holes: false,
+            streams: false,
+            hard_links: false,
+            symlinks: false,
+            special: false,
+            xattrs: false,
+            inline: 0,
+            valid: false,
+            packed: 0,
+            reparse: false,
+            security: false,
+            slack_shows: true,
+            names: NameRules::Win32,
+        }
+    }
 }
 
 /// Which names a host can hold.
@@ -256,6 +280,27 @@ pub struct Estimate {
     pub metadata_bytes: u64,
     /// Bytes that the journal will have, at most.
     pub journal_bytes: u64,
+}
+
+impl Estimate {
+    /// Of so many units of `unit` bytes, so many bytes of blocks in use that change, and this slack.
+    pub fn of(unit: u64, metadata_units: u64, copy_units: u64, changed: u64, slack: &[(Offset<Volume>, u32)]) -> Self {
+        // Old and new contents, and what says where they belong.
+        let records = changed / SECTOR;
+        let kept: u64 = slack.iter().map(|(_, len)| u64::from(*len).saturating_add(64)).sum();
+        let units = metadata_units.saturating_add(copy_units);
+        Self {
+            metadata_units,
+            copy_units,
+            metadata_bytes: metadata_units.saturating_mul(unit).saturating_add(changed),
+            journal_bytes: changed
+                .saturating_mul(2)
+                .saturating_add(records.saturating_mul(64))
+                .saturating_add(kept)
+                .saturating_add(units.saturating_mul(32))
+                .saturating_add(64 << 10),
+        }
+    }
 }
 
 /// One relink, as a host sees it.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::extent::{Layer, Map, ReadAt, Stream, Volume};
 
+mod asked;
 pub mod exfat;
 pub mod ext;
 pub mod fat;

@@ -93,6 +93,42 @@ pub struct Staging {
     pub moves: Vec<reuse::Move>,
 }
 
+impl Staging {
+    /// Where the copies go: place and bytes.
+    pub(crate) fn copied_to(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)))
+    }
+    /// Where new structures go: place and bytes.
+    pub(crate) fn fresh_at(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64))
+    }
+    /// Says that what new structures and copies take was free.
+    pub(crate) fn fill(&mut self) {
+        self.filled = merged(self.fresh_at().chain(self.copied_to()));
+    }
+    /// Says what tells that nobody wrote since: these places, and the new structures.
+    pub(crate) fn witness(&mut self, places: impl IntoIterator<Item = (u64, u64)>) {
+        self.witnesses = merged(self.fresh_at().chain(places));
+    }
+}
+
+/// Places in order, neighbours and what overlaps together.
+pub(crate) fn merged(places: impl IntoIterator<Item = (u64, u64)>) -> Vec<(Offset<Volume>, u64)> {
+    let mut places: Vec<(u64, u64)> = places.into_iter().collect();
+    places.sort_unstable();
+    let mut out: Vec<(Offset<Volume>, u64)> = Vec::new();
+    for (at, len) in places {
+        let end = at.saturating_add(len);
+        match out.last_mut() {
+            Some((start, len)) if start.get().saturating_add(*len) >= at => {
+                *len = end.max(start.get().saturating_add(*len)).saturating_sub(start.get());
+            }
+            _ => out.push((Offset::new(at), len)),
+        }
+    }
+    out
+}
+
 /// See host-writers 8.1: the first write and the last one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quarantine {

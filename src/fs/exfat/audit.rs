@@ -5,33 +5,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::extent::{Map, Offset, ReadAt, Stream, Volume, What};
+use crate::extent::{Offset, ReadAt, Volume};
+use crate::fs::asked::{self, Places, not, wrong};
 use crate::fs::exfat::dirent::{self, ENTRY};
 use crate::fs::exfat::grow::{file_of, name_of};
 use crate::fs::exfat::layout::{Boot, HEAD, PERCENT_AT, percent};
 use crate::fs::exfat::probe;
 use crate::fs::exfat::read::{ExFat, Scan};
-use crate::fs::fat::audit::{cut, slack, wrong};
 use crate::fs::fat::table::Bits;
-use crate::fs::host::{Content, Job, NewEntry, NewKind};
-use crate::fs::{Kind, ObjectId, Times, Tree};
+use crate::fs::host::{HostName, Job, NewEntry, NewKind};
+use crate::fs::{Kind, ObjectId, Times};
 use crate::txn::Staging;
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Length of an object's data and where each part is: none for zeros and what can't be read.
-type Placed = Option<(u64, Vec<(Option<u64>, u64)>)>;
-
-fn placed(tree: &Tree, object: ObjectId) -> Placed {
-    let stream = tree.data(object)?;
-    let parts = tree.extents(stream).iter().map(|e| match e.what {
-        What::Stored(place) => (Some(place.offset.get()), e.len),
-        _ => (None, e.len),
-    });
-    Some((tree.stream(stream).size, parts.collect()))
-}
 
 struct Audit<'a> {
     old: &'a ExFat,
@@ -60,10 +44,10 @@ pub(super) fn audit(old: &ExFat, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, 
     audit.owners()?;
     audit.free_before()?;
     let added = audit.entries()?;
-    audit.older(&added)?;
+    asked::older(&before.tree, &audit.now.tree, job, &added)?;
     audit.unchanged()?;
     audit.directories(&added)?;
-    slack(job, staging, audit.new.boot.cluster_bytes())
+    asked::slack(job, staging, audit.new.boot.cluster_bytes())
 }
 
 impl Audit<'_> {
@@ -112,29 +96,18 @@ impl Audit<'_> {
         let boot = &self.new.boot;
         let (old, new) = (self.old.bitmap()?, self.new.bitmap()?);
         let mut filled = Bits::new(boot.clusters.saturating_add(2));
-        for (at, len) in &self.staging.filled {
-            let mut from = at.get();
-            let end = from.saturating_add(*len);
-            while from < end {
-                let n = boot.cluster_of(from).ok_or_else(|| wrong(from, "filled range", "whole clusters"))?;
-                if ExFat::in_use(old, n) {
-                    return Err(wrong(from, "filled range", "a cluster that was free"));
-                }
+        asked::filled(
+            self.staging,
+            boot.cluster_bytes(),
+            |at| boot.cluster_of(at),
+            |n| {
                 filled.set(n);
-                from = from.saturating_add(boot.cluster_bytes());
-            }
-        }
+                !ExFat::in_use(old, n)
+            },
+        )?;
         let taken = |n: u32| !ExFat::in_use(old, n) && ExFat::in_use(new, n);
         if (2..boot.clusters.saturating_add(2)).any(|n| taken(n) != filled.has(n)) {
             return Err(wrong(0, "filled ranges", "exactly the clusters that were free and no longer are"));
-        }
-        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
-        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
-        let room = self.staging.room();
-        for (at, len) in fresh.chain(copies) {
-            if !Staging::fills(&room, at, len) {
-                return Err(wrong(at, "new structure", "a place within the filled ranges"));
-            }
         }
         let table = boot.fat_at(0)..boot.fat_at(0).saturating_add(boot.fat_bytes());
         let mut others: BTreeMap<u64, u64> = self.before.dirs.iter().flat_map(|d| d.places.iter().copied()).collect();
@@ -160,44 +133,24 @@ impl Audit<'_> {
         let tree = &self.now.tree;
         let fold = |name: &[u8]| self.new.root().up_case.fold(name);
         let mut added = HashSet::new();
-        let mut top = tree.root();
-        for name in &self.job.tree.into {
+        let find = |top, name: &HostName| {
             let wanted = fold(name);
-            let entry = tree.child_by(top, name, |a, _| fold(a) == wanted);
-            let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
-            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
-            if !self.was_there(top) {
-                added.insert(top);
+            tree.child_by(top, name, |a, _| fold(a) == wanted)
+        };
+        let top = asked::target(tree, self.job, find, |dir| {
+            if !self.was_there(dir) {
+                added.insert(dir);
             }
-        }
-        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
-        for copy in &self.staging.copies {
-            let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            if copies.insert(copy.entry, to).is_some() {
-                return Err(wrong(0, "copies", "one for each file"));
-            }
-        }
-        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for (position, entry) in self.job.tree.entries.iter().enumerate() {
-            let parent = match entry.parent {
-                None => Some(top),
-                Some(p) => objects.get(p).copied().flatten(),
-            };
-            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
-            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| not(entry, "an entry"))?;
-            if !added.insert(object) {
+        })?;
+        asked::each_entry(tree, top, self.job, self.staging, |entry, object, _, copied| {
+            if self.was_there(object) || !added.insert(object) {
                 return Err(not(entry, "an entry of its own"));
             }
-            let copied = if entry.is_copied() { copies.remove(&position) } else { None };
-            self.entry(entry, object, copied)?;
-            objects.push(Some(object));
-        }
-        match copies.len() {
-            0 => Ok(added),
-            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
-        }
+            self.entry(entry, object, copied)
+        })?;
+        Ok(added)
     }
-    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.named.object).times;
@@ -205,31 +158,13 @@ impl Audit<'_> {
         if found.times != times || found.attributes != attributes {
             return Err(not(entry, "times and attributes as planned"));
         }
-        let (size, content) = match &entry.kind {
-            NewKind::Dir if found.kind == Kind::Dir => return Ok(()),
-            NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
-            _ => return Err(not(entry, "the planned kind")),
-        };
-        let (have, parts) = placed(tree, object).ok_or_else(|| not(entry, "data"))?;
-        if have != size {
-            return Err(not(entry, "the planned size"));
-        }
-        let stored: Option<Vec<(u64, u64)>> = parts.into_iter().map(|(at, len)| Some((at?, len))).collect();
-        let at = cut(stored.ok_or_else(|| not(entry, "stored and valid bytes"))?, size);
-        let right = match content {
-            _ if size == 0 => at.is_empty(),
-            Content::Empty | Content::Packed { .. } | Content::Bytes(_) => false,
-            Content::Linked(extents) => {
-                let map: Map<Stream, Volume> = extents.iter().map(|e| (e.len, e.what)).collect();
-                let planned = map.extents().iter().map(|e| match e.what {
-                    What::Stored(place) => (place.offset.get(), e.len),
-                    _ => (0, 0),
-                });
-                at == cut(planned, size)
+        match &entry.kind {
+            NewKind::Dir if found.kind == Kind::Dir => Ok(()),
+            NewKind::File { size, content } if found.kind == Kind::File => {
+                asked::stored_as_planned(tree, entry, object, (*size, content), copied)
             }
-            Content::Copied => copied == Some(at),
-        };
-        if right { Ok(()) } else { Err(not(entry, "the planned extents")) }
+            _ => Err(not(entry, "the planned kind")),
+        }
     }
     /// Times and attributes as exFAT can hold them.
     fn meant(&self, entry: &NewEntry, made: Times) -> (Times, u32) {
@@ -240,34 +175,6 @@ impl Audit<'_> {
     fn was_there(&self, object: ObjectId) -> bool {
         self.now.tree.object(object).kind == Kind::Dir
             && self.first_now.get(&object).is_some_and(|first| self.firsts_before.contains(first))
-    }
-    /// All older entries are as they were, the image is gone, and there is nothing else.
-    fn older(&self, added: &HashSet<ObjectId>) -> Result<()> {
-        let (old, new) = (&self.before.tree, &self.now.tree);
-        // By the number, which is the place of the entry: paths of a deep tree, and names that many have, would cost their square.
-        let mut left: HashMap<u64, _> = new
-            .order()
-            .map(|(e, _)| (new.object(new.entry(e).object), e))
-            .filter(|(_, e)| !added.contains(&new.entry(*e).object))
-            .map(|(object, e)| (object.number, e))
-            .collect();
-        for (e, _) in old.order().filter(|(e, _)| !self.job.image.has_entry(*e)) {
-            let entry = old.entry(e);
-            let same = |other: &crate::fs::EntryId| {
-                let now = new.entry(*other);
-                old.name(e) == new.name(*other)
-                    && old.object(entry.parent).number == new.object(now.parent).number
-                    && old.object(entry.object) == new.object(now.object)
-                    && placed(old, entry.object) == placed(new, now.object)
-            };
-            if left.remove(&old.object(entry.object).number).filter(same).is_none() {
-                return Err(wrong(0, "older entry", format!("{} as it was", printable(&old.path(e)))));
-            }
-        }
-        match left.into_values().next() {
-            Some(e) => Err(wrong(0, "older entry", format!("no {}", printable(&new.path(e))))),
-            None => Ok(()),
-        }
     }
     /// In directories that were there before, every entry in use is as it was to the bit, but for those of the image, and for what
     /// says where a directory is that has grown.
@@ -340,8 +247,4 @@ impl Audit<'_> {
         let fold = |name: &[u8]| self.new.root().up_case.fold(name);
         dirent::list(bytes).sets.iter().filter(|set| !seen.insert(fold(&name_of(set)))).count()
     }
-}
-
-fn not(entry: &NewEntry, expected: &str) -> crate::error::Error {
-    wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
 }

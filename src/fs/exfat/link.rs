@@ -12,10 +12,10 @@ use crate::fs::exfat::layout::{HEAD, closed, percent, with_percent};
 use crate::fs::exfat::read::{ExFat, Scan};
 use crate::fs::exfat::table::END;
 use crate::fs::fat::grow::copied;
-use crate::fs::fat::link::{clusters, clusters_of, differing, merged, push_fresh};
+use crate::fs::fat::link::{clusters, clusters_of, differing, push_fresh};
 use crate::fs::fat::space::{Space, runs_of};
 use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
-use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NewKind, Rules};
 use crate::txn::reuse::{Layout, Range};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
 
@@ -412,16 +412,11 @@ impl Build<'_> {
             _ => with_percent(old.clone(), percent(used, boot.clusters)),
         };
         self.staging.quarantine = Quarantine { at: Offset::new(0), closed: closed(old), open, also: Vec::new() };
-        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
-        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
-        let mut filled: Vec<(u64, u64)> = fresh.chain(copies).collect();
-        self.staging.filled = merged(&mut filled);
+        self.staging.fill();
         self.staging.slack.sort_unstable();
-        let mut witnesses: Vec<(u64, u64)> = self.fs.root().bitmap_places.clone();
         let changed = growth.edits.keys().chain(std::iter::once(&0)).filter_map(|at| scan.dirs.get(*at));
-        witnesses.extend(changed.flat_map(|dir| dir.places.iter().copied()));
-        witnesses.extend(self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)));
-        self.staging.witnesses = merged(&mut witnesses);
+        let changed = changed.flat_map(|dir| dir.places.iter().copied());
+        self.staging.witness(self.fs.root().bitmap_places.iter().copied().chain(changed));
         Ok(self.staging)
     }
 }
@@ -440,24 +435,8 @@ fn place_of(places: &[(u64, u64)], byte: u64) -> Option<u64> {
 
 impl Host for ExFat {
     fn rules(&self) -> Rules {
-        Rules {
-            unit: self.boot.cluster_bytes(),
-            units_at: self.boot.heap_at(),
-            max_file: u64::from(self.boot.clusters).saturating_mul(self.boot.cluster_bytes()),
-            holes: false,
-            streams: false,
-            hard_links: false,
-            symlinks: false,
-            special: false,
-            xattrs: false,
-            inline: 0,
-            valid: false,
-            packed: 0,
-            reparse: false,
-            security: false,
-            slack_shows: true,
-            names: NameRules::Win32,
-        }
+        let unit = self.boot.cluster_bytes();
+        Rules::plain(unit, self.boot.heap_at(), u64::from(self.boot.clusters).saturating_mul(unit))
     }
     fn refusals(&self, image: &HostImage) -> Result<Vec<String>> {
         super::refuse::refusals(self, image)
@@ -491,21 +470,7 @@ impl Host for ExFat {
             }
             None => (self.boot.fat_bytes().saturating_add(self.boot.bitmap_bytes().saturating_mul(2)), &[][..]),
         };
-        // Old and new contents, and what says where they belong.
-        let records = groups / SECTOR;
-        let kept: u64 = slack.iter().map(|(_, len)| u64::from(*len).saturating_add(64)).sum();
-        let units = metadata_units.saturating_add(copy_units);
-        Estimate {
-            metadata_units,
-            copy_units,
-            metadata_bytes: metadata_units.saturating_mul(unit).saturating_add(groups),
-            journal_bytes: groups
-                .saturating_mul(2)
-                .saturating_add(records.saturating_mul(64))
-                .saturating_add(kept)
-                .saturating_add(units.saturating_mul(32))
-                .saturating_add(64 << 10),
-        }
+        Estimate::of(unit, metadata_units, copy_units, groups, slack)
     }
     fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         self.build(self.scanned()?, job)

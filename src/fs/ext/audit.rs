@@ -1,7 +1,7 @@
 //! The audit: the new state, read back by the reader, against what was asked for. It takes nothing from the writer but
 //! where copies and new structures went.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::bits::Bits;
@@ -15,20 +15,12 @@ use super::link::number;
 use super::make::{Kept, about, times};
 use super::scan::Node;
 use super::volume::Ext;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::asked::{self, Places, cut, not, printable, wrong};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::{Kind, ObjectId, Xattr};
 use crate::txn::Staging;
-
-/// What is not so.
-fn wrong(at: u64, what: &str, expected: impl Into<String>) -> Error {
-    Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
-}
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
 
 struct Audit<'a> {
     old: &'a Ext,
@@ -64,7 +56,7 @@ pub(super) fn audit(old: &ExtFs, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, 
     }
     audit.places(&added, &images, &changed)?;
     audit.indexes(&added, &changed)?;
-    audit.slack()
+    asked::slack(job, staging, audit.new.superblock.block.into())
 }
 
 impl Audit<'_> {
@@ -117,86 +109,58 @@ impl Audit<'_> {
         Ok(())
     }
 
-    fn not(&self, entry: &NewEntry, expected: &str) -> Error {
-        wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
-    }
-
     /// Each new entry is there, and is what was asked for. The inodes that are new.
     fn entries(&self) -> Result<HashSet<u32>> {
         let tree = &self.now.tree;
         let mut added = HashSet::new();
-        let mut top = tree.root();
-        for name in &self.job.tree.into {
-            let object = tree.child(top, name).map(|e| tree.entry(e).object);
-            let object = object.filter(|o| tree.object(*o).kind == Kind::Dir);
-            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
-            if self.before.node(number(self.now, top)).is_none() {
-                added.insert(number(self.now, top));
-            }
-        }
-        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
-        for copy in &self.staging.copies {
-            let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            if copies.insert(copy.entry, to).is_some() {
-                return Err(wrong(0, "copies", "one for each file"));
-            }
-        }
-        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for (position, entry) in self.job.tree.entries.iter().enumerate() {
-            let parent = match entry.parent {
-                None => Some(top),
-                Some(p) => objects.get(p).copied().flatten(),
-            };
-            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
-            let object = found.ok_or_else(|| self.not(entry, "an entry"))?;
-            let own = number(self.now, object);
+        let top = asked::target(
+            tree,
+            self.job,
+            |top, name| tree.child(top, name),
+            |dir| {
+                if self.before.node(number(self.now, dir)).is_none() {
+                    added.insert(number(self.now, dir));
+                }
+            },
+        )?;
+        asked::each_entry(tree, top, self.job, self.staging, |entry, object, objects, copied| {
             if let NewKind::HardLink(first) = entry.kind {
-                if objects.get(first).copied().flatten() != Some(object) {
-                    return Err(self.not(entry, "the file of its first name"));
-                }
-            } else {
-                if self
-                    .before
-                    .node(own)
-                    .is_some_and(|_| !self.job.image.files().any(|f| own == number(self.before, f.object)))
-                    || !added.insert(own)
-                {
-                    return Err(self.not(entry, "an inode of its own"));
-                }
-                let copied = if entry.is_copied() { copies.remove(&position) } else { None };
-                self.entry(entry, object, copied)?;
+                let same = objects.get(first).copied().flatten() == Some(object);
+                return if same { Ok(()) } else { Err(not(entry, "the file of its first name")) };
             }
-            objects.push(Some(object));
-        }
-        match copies.len() {
-            0 => Ok(added),
-            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
-        }
+            let own = number(self.now, object);
+            let of_image = || self.job.image.files().any(|f| own == number(self.before, f.object));
+            if self.before.node(own).is_some() && !of_image() || !added.insert(own) {
+                return Err(not(entry, "an inode of its own"));
+            }
+            self.entry(entry, object, copied)
+        })?;
+        Ok(added)
     }
 
     fn image_number(&self) -> u32 {
         number(self.before, self.job.image.named.object)
     }
 
-    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
         let tree = &self.now.tree;
-        let (image, _) = self.before.node(self.image_number()).ok_or_else(|| self.not(entry, "the image of before"))?;
+        let (image, _) = self.before.node(self.image_number()).ok_or_else(|| not(entry, "the image of before"))?;
         let meant = about(self.old, entry, &image.inode);
         let found = tree.object(object);
-        let (node, map) = self.now.node(number(self.now, object)).ok_or_else(|| self.not(entry, "an inode"))?;
+        let (node, map) = self.now.node(number(self.now, object)).ok_or_else(|| not(entry, "an inode"))?;
         let inode = &node.inode;
         if (inode.mode, inode.uid, inode.gid) != (meant.mode, meant.uid, meant.gid) {
-            return Err(self.not(entry, "mode and owner as planned"));
+            return Err(not(entry, "mode and owner as planned"));
         }
         if found.times != times(self.old, entry.times, image.inode.times) {
-            return Err(self.not(entry, "times as planned"));
+            return Err(not(entry, "times as planned"));
         }
         let mut xattrs: Vec<Xattr> = entry.xattrs.clone();
         let left_out = Kept::of(self.old, &xattrs).left_out;
         xattrs.retain(|x| !left_out.contains(&x.0));
         xattrs.sort();
         if tree.xattrs(object) != xattrs {
-            return Err(self.not(entry, "extended attributes as planned"));
+            return Err(not(entry, "extended attributes as planned"));
         }
         // What it takes, counted anew.
         let s = &self.new.superblock;
@@ -214,7 +178,7 @@ impl Audit<'_> {
         clusters.dedup();
         let blocks = (clusters.len() as u64).saturating_mul(s.ratio.into()).saturating_mul(u64::from(s.block) >> 9);
         if inode.blocks != blocks {
-            return Err(self.not(entry, "the number of its blocks"));
+            return Err(not(entry, "the number of its blocks"));
         }
         match &entry.kind {
             NewKind::Dir if found.kind == Kind::Dir => Ok(()),
@@ -223,7 +187,7 @@ impl Audit<'_> {
             NewKind::File { size, content } if found.kind == Kind::File => {
                 self.content(entry, object, *size, content, copied)
             }
-            _ => Err(self.not(entry, "the planned kind")),
+            _ => Err(not(entry, "the planned kind")),
         }
     }
 
@@ -233,12 +197,12 @@ impl Audit<'_> {
         object: ObjectId,
         size: u64,
         content: &Content,
-        copied: Option<Vec<(u64, u64)>>,
+        copied: Option<Places>,
     ) -> Result<()> {
         let tree = &self.now.tree;
-        let stream = tree.data(object).ok_or_else(|| self.not(entry, "data"))?;
+        let stream = tree.data(object).ok_or_else(|| not(entry, "data"))?;
         if tree.stream(stream).size != size {
-            return Err(self.not(entry, "the planned size"));
+            return Err(not(entry, "the planned size"));
         }
         let have = tree.extents(stream);
         let right = match content {
@@ -253,12 +217,12 @@ impl Audit<'_> {
                     What::Stored(place) => Some((place.offset.get(), e.len)),
                     _ => None,
                 });
-                let stored = stored.collect::<Option<Vec<_>>>().ok_or_else(|| self.not(entry, "stored bytes"))?;
+                let stored = stored.collect::<Option<Vec<_>>>().ok_or_else(|| not(entry, "stored bytes"))?;
                 let at = cut(stored, size);
                 copied == Some(at)
             }
         };
-        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
+        if right { Ok(()) } else { Err(not(entry, "the planned extents")) }
     }
 
     /// All older inodes and entries are as they were, the image is gone, and there is nothing else.
@@ -454,27 +418,6 @@ impl Audit<'_> {
         }
         Ok(())
     }
-
-    /// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
-    fn slack(&self) -> Result<()> {
-        let block = u64::from(self.new.superblock.block);
-        let mut tails = HashSet::new();
-        for entry in self.job.tree.entries.iter().filter(|_| self.job.zero_slack) {
-            let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
-            let used = size.checked_rem(block).unwrap_or(0);
-            let Some(last) = extents.last().filter(|_| used != 0) else { continue };
-            if let What::Stored(place) = last.what {
-                let end = place.offset.get().saturating_add(size.saturating_sub(last.start.get()));
-                tails.insert((end, block.saturating_sub(used)));
-            }
-        }
-        let staged: HashSet<(u64, u64)> =
-            self.staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
-        if staged != tails || staged.len() != self.staging.slack.len() {
-            return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
-        }
-        Ok(())
-    }
 }
 
 /// The children of an index block whose table begins at `table` and which is for hashes `from` to `to`.
@@ -492,22 +435,6 @@ fn children(bytes: &[u8], table: usize, from: u32, to: u32) -> Vec<(u32, u32, u3
             last.1 = first;
         }
         out.push((first, to, word(at.saturating_add(4))));
-    }
-    out
-}
-
-/// The first `size` bytes of these places, neighbours together.
-fn cut(all: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Vec<(u64, u64)> {
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut left = size;
-    for (at, len) in all {
-        let len = len.min(left);
-        left = left.saturating_sub(len);
-        match out.last_mut() {
-            _ if len == 0 => {}
-            Some((start, have)) if start.saturating_add(*have) == at => *have = have.saturating_add(len),
-            _ => out.push((at, len)),
-        }
     }
     out
 }

@@ -21,7 +21,7 @@ use crate::fs::host::{
     Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules,
 };
 use crate::fs::{Kind, ObjectId};
-use crate::txn::{Copy, SECTOR, Staging};
+use crate::txn::{Copy, Staging};
 
 /// An entry of a directory that is being written: inode, type, name.
 pub(super) type Item = (u32, u8, Vec<u8>);
@@ -387,23 +387,15 @@ impl ExtFs {
 impl Host for ExtFs {
     fn rules(&self) -> Rules {
         let s = &self.ext.superblock;
+        let at = s.byte(s.first_data_block.into()).get();
         Rules {
-            unit: self.ext.unit(),
-            units_at: s.byte(s.first_data_block.into()).get(),
-            max_file: self.ext.max_file(),
             holes: true,
-            streams: false,
             hard_links: true,
             symlinks: true,
             special: true,
             xattrs: true,
-            inline: 0,
-            valid: false,
-            packed: 0,
-            reparse: false,
-            security: false,
-            slack_shows: true,
             names: NameRules::Posix,
+            ..Rules::plain(self.ext.unit(), at, self.ext.max_file())
         }
     }
     fn refusals(&self, image: &HostImage) -> Result<Vec<String>> {
@@ -440,19 +432,7 @@ impl Host for ExtFs {
         let metadata_units = filled.checked_div(unit).unwrap_or(0).saturating_sub(copy_units);
         let changed = staging.groups.iter().flat_map(|g| &g.writes).chain(staging.interim.iter().map(|i| &i.1));
         let changed: u64 = changed.map(|w| w.bytes.len() as u64).sum();
-        let kept: u64 = staging.slack.iter().map(|(_, len)| u64::from(*len).saturating_add(64)).sum();
-        let records = changed / SECTOR;
-        Estimate {
-            metadata_units,
-            copy_units,
-            metadata_bytes: metadata_units.saturating_mul(unit).saturating_add(changed),
-            journal_bytes: changed
-                .saturating_mul(2)
-                .saturating_add(records.saturating_mul(64))
-                .saturating_add(kept)
-                .saturating_add(metadata_units.saturating_add(copy_units).saturating_mul(32))
-                .saturating_add(64 << 10),
-        }
+        Estimate::of(unit, metadata_units, copy_units, changed, &staging.slack)
     }
     fn left_out(&self, job: &Job<'_>) -> Vec<(usize, Vec<u8>)> {
         let all = job.tree.entries.iter().enumerate();

@@ -9,8 +9,7 @@ use super::make::{place, refused};
 use super::scan::Node;
 use super::tables::{Blocks, Tables, ordered, writes};
 use crate::error::{Error, Result};
-use crate::extent::{Offset, Volume};
-use crate::txn::Group;
+use crate::txn::{Group, merged};
 
 impl Build<'_> {
     /// Writes an inode that is there with other contents of its fixed fields; what lies behind them stays.
@@ -125,11 +124,9 @@ impl Build<'_> {
         self.staging.slack.sort_unstable();
         self.staging.fresh = std::mem::take(&mut self.maker.fresh);
         self.staging.fresh.sort_by_key(|f| f.at);
-        let mut filled = std::mem::take(&mut self.maker.filled);
-        self.staging.filled = merged(&mut filled);
+        self.staging.filled = merged(std::mem::take(&mut self.maker.filled));
         // Whoever writes to the volume changes a bitmap or a descriptor.
-        let mut witnesses: Vec<(u64, u64)> =
-            self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)).collect();
+        let mut witnesses: Vec<(u64, u64)> = Vec::new();
         let size = u64::from(s.block);
         for (g, _) in fs.groups.iter().flatten() {
             witnesses.extend([g.block_bitmap, g.inode_bitmap].map(|b| (s.byte(b).get(), size)));
@@ -137,23 +134,7 @@ impl Build<'_> {
         for index in 0..s.groups().div_ceil(s.descriptors_per_block()) {
             witnesses.push((s.byte(s.descriptor_block(index).0).get(), size));
         }
-        self.staging.witnesses = merged(&mut witnesses);
+        self.staging.witness(witnesses);
         Ok(())
     }
-}
-
-/// Places in order, neighbours and what overlaps together.
-fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<Volume>, u64)> {
-    places.sort_unstable();
-    let mut out: Vec<(Offset<Volume>, u64)> = Vec::new();
-    for (at, len) in places {
-        let end = at.saturating_add(*len);
-        match out.last_mut() {
-            Some((start, len)) if start.get().saturating_add(*len) >= *at => {
-                *len = end.max(start.get().saturating_add(*len)).saturating_sub(start.get());
-            }
-            _ => out.push((Offset::new(*at), *len)),
-        }
-    }
-    out
 }

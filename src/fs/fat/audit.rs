@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::extent::{Map, Offset, ReadAt, Stream, Volume, What};
+use crate::error::Result;
+use crate::extent::{Offset, ReadAt, Volume};
+use crate::fs::asked::{self, Places, not, wrong};
 use crate::fs::fat::dirent::{self, Listing, SLOT};
 use crate::fs::fat::grow::entry_of;
 use crate::fs::fat::layout::HEAD;
@@ -13,47 +14,12 @@ use crate::fs::fat::names::fold;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::stamp;
 use crate::fs::fat::table::{Bits, Table};
-use crate::fs::host::{Content, Job, NewEntry, NewKind};
-use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times, Tree};
+use crate::fs::host::{HostName, Job, NewEntry, NewKind};
+use crate::fs::{EntryId, Kind, ObjectId, TimeUnit, Times};
 use crate::txn::Staging;
 
 /// Bytes that are compared at once.
 const CHUNK: usize = 1 << 20;
-
-/// What is not so.
-pub(in crate::fs) fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
-    Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
-}
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Where bytes are, as place and length, neighbours together; none where some are not stored.
-fn places(tree: &Tree, object: ObjectId) -> Option<(u64, Vec<(u64, u64)>)> {
-    let stream = tree.data(object)?;
-    let all = tree.extents(stream).iter().map(|e| match e.what {
-        What::Stored(place) => Some((place.offset.get(), e.len)),
-        _ => None,
-    });
-    Some((tree.stream(stream).size, all.collect::<Option<Vec<_>>>()?))
-}
-
-/// The first `size` bytes of these places, neighbours together.
-pub(in crate::fs) fn cut(all: impl IntoIterator<Item = (u64, u64)>, size: u64) -> Vec<(u64, u64)> {
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    let mut left = size;
-    for (at, len) in all {
-        let len = len.min(left);
-        left = left.saturating_sub(len);
-        match out.last_mut() {
-            _ if len == 0 => {}
-            Some((start, have)) if start.saturating_add(*have) == at => *have = have.saturating_add(len),
-            _ => out.push((at, len)),
-        }
-    }
-    out
-}
 
 struct Audit<'a> {
     old: &'a Fat,
@@ -82,9 +48,9 @@ pub(super) fn audit(old: &Fat, after: Arc<dyn ReadAt<Volume>>, job: &Job<'_>, st
     audit.fsinfo()?;
     audit.free_before()?;
     let added = audit.entries()?;
-    audit.older(&added)?;
+    asked::older(&before.tree, &audit.now.tree, job, &added)?;
     audit.directories(&added)?;
-    slack(job, staging, audit.new.boot.cluster_bytes())
+    asked::slack(job, staging, audit.new.boot.cluster_bytes())
 }
 
 impl Audit<'_> {
@@ -167,29 +133,18 @@ impl Audit<'_> {
     fn free_before(&self) -> Result<()> {
         let boot = &self.new.boot;
         let mut filled = Bits::new(boot.clusters.saturating_add(2));
-        for (at, len) in &self.staging.filled {
-            let mut from = at.get();
-            let end = from.saturating_add(*len);
-            while from < end {
-                let n = boot.cluster_of(from).ok_or_else(|| wrong(from, "filled range", "whole clusters"))?;
-                if self.old.table.get(n) != 0 {
-                    return Err(wrong(from, "filled range", "a cluster that was free"));
-                }
+        asked::filled(
+            self.staging,
+            boot.cluster_bytes(),
+            |at| boot.cluster_of(at),
+            |n| {
                 filled.set(n);
-                from = from.saturating_add(boot.cluster_bytes());
-            }
-        }
+                self.old.table.get(n) == 0
+            },
+        )?;
         let mut both = self.old.table.entries().zip(self.new.table.entries());
         if both.any(|((n, before), (_, now))| (before == 0 && now != 0) != filled.has(n)) {
             return Err(wrong(0, "filled ranges", "exactly the clusters that were free and no longer are"));
-        }
-        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
-        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
-        let room = self.staging.room();
-        for (at, len) in fresh.chain(copies) {
-            if !Staging::fills(&room, at, len) {
-                return Err(wrong(at, "new structure", "a place within the filled ranges"));
-            }
         }
         let tables = boot.fat_at(0)..boot.root_at();
         let before_tables = boot.sector_at(1)..tables.start;
@@ -213,78 +168,38 @@ impl Audit<'_> {
     fn entries(&self) -> Result<HashSet<ObjectId>> {
         let tree = &self.now.tree;
         let mut added = HashSet::new();
-        let mut top = tree.root();
-        for name in &self.job.tree.into {
+        let find = |top, name: &HostName| {
             let wanted = fold(name);
-            let entry = tree.child_by(top, name, |a, _| fold(a) == wanted).or_else(|| self.by_short(top, &wanted));
-            let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
-            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
-            if !self.was_there(top) {
-                added.insert(top);
+            tree.child_by(top, name, |a, _| fold(a) == wanted).or_else(|| self.by_short(top, &wanted))
+        };
+        let top = asked::target(tree, self.job, find, |dir| {
+            if !self.was_there(dir) {
+                added.insert(dir);
             }
-        }
-        let mut copies: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
-        for copy in &self.staging.copies {
-            let to = cut(copy.to.iter().map(|(at, len)| (at.get(), *len)), copy.size);
-            if copies.insert(copy.entry, to).is_some() {
-                return Err(wrong(0, "copies", "one for each file"));
+        })?;
+        asked::each_entry(tree, top, self.job, self.staging, |entry, object, _, copied| {
+            if self.was_there(object) || !added.insert(object) {
+                return Err(not(entry, "an entry of its own"));
             }
-        }
-        let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
-        for (position, entry) in self.job.tree.entries.iter().enumerate() {
-            let parent = match entry.parent {
-                None => Some(top),
-                Some(p) => objects.get(p).copied().flatten(),
-            };
-            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
-            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| self.not(entry, "an entry"))?;
-            if !added.insert(object) {
-                return Err(self.not(entry, "an entry of its own"));
-            }
-            let copied = if entry.is_copied() { copies.remove(&position) } else { None };
-            self.entry(entry, object, copied)?;
-            objects.push(Some(object));
-        }
-        match copies.len() {
-            0 => Ok(added),
-            n => Err(wrong(0, "copies", format!("a file for each of them, {n} have none"))),
-        }
+            self.entry(entry, object, copied)
+        })?;
+        Ok(added)
     }
-    fn not(&self, entry: &NewEntry, expected: &str) -> Error {
-        wrong(0, "directory entry", format!("{expected} for {}", printable(&entry.name)))
-    }
-    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Vec<(u64, u64)>>) -> Result<()> {
+    fn entry(&self, entry: &NewEntry, object: ObjectId, copied: Option<Places>) -> Result<()> {
         let tree = &self.now.tree;
         let found = tree.object(object);
         let made = self.before.tree.object(self.job.image.named.object).times;
         let (times, attributes) = self.meant(entry, made);
         if found.times != times || found.attributes != attributes {
-            return Err(self.not(entry, "times and attributes as planned"));
+            return Err(not(entry, "times and attributes as planned"));
         }
-        let (size, content) = match &entry.kind {
-            NewKind::Dir if found.kind == Kind::Dir => return Ok(()),
-            NewKind::File { size, content } if found.kind == Kind::File => (*size, content),
-            _ => return Err(self.not(entry, "the planned kind")),
-        };
-        let (have, at) = places(tree, object).ok_or_else(|| self.not(entry, "stored bytes"))?;
-        if have != size {
-            return Err(self.not(entry, "the planned size"));
-        }
-        let at = cut(at, size);
-        let right = match content {
-            _ if size == 0 => at.is_empty(),
-            Content::Empty | Content::Packed { .. } | Content::Bytes(_) => false,
-            Content::Linked(extents) => {
-                let map: Map<Stream, Volume> = extents.iter().map(|e| (e.len, e.what)).collect();
-                let planned = map.extents().iter().map(|e| match e.what {
-                    What::Stored(place) => (place.offset.get(), e.len),
-                    _ => (0, 0),
-                });
-                at == cut(planned, size)
+        match &entry.kind {
+            NewKind::Dir if found.kind == Kind::Dir => Ok(()),
+            NewKind::File { size, content } if found.kind == Kind::File => {
+                asked::stored_as_planned(tree, entry, object, (*size, content), copied)
             }
-            Content::Copied => copied == Some(at),
-        };
-        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
+            _ => Err(not(entry, "the planned kind")),
+        }
     }
     /// Times and attributes as FAT can hold them.
     fn meant(&self, entry: &NewEntry, made: Times) -> (Times, u32) {
@@ -317,34 +232,6 @@ impl Audit<'_> {
         let found = listing.found.iter().find(|f| super::grow::names_of(f).iter().any(|n| fold(n) == wanted))?;
         let number = self.new.number(Fat::slot_at(&at.places, found.slot));
         tree.children(dir).iter().copied().find(|e| tree.object(tree.entry(*e).object).number == number)
-    }
-    /// All older entries are as they were, the image is gone, and there is nothing else.
-    fn older(&self, added: &HashSet<ObjectId>) -> Result<()> {
-        let (old, new) = (&self.before.tree, &self.now.tree);
-        // By the number, which is the place of the slot: paths of a deep tree, and names that many have, would cost their square.
-        let mut left: HashMap<u64, EntryId> = new
-            .order()
-            .map(|(e, _)| (new.object(new.entry(e).object), e))
-            .filter(|(_, e)| !added.contains(&new.entry(*e).object))
-            .map(|(object, e)| (object.number, e))
-            .collect();
-        for (e, _) in old.order().filter(|(e, _)| !self.job.image.has_entry(*e)) {
-            let entry = old.entry(e);
-            let same = |other: &EntryId| {
-                let now = new.entry(*other);
-                old.name(e) == new.name(*other)
-                    && old.object(entry.parent).number == new.object(now.parent).number
-                    && old.object(entry.object) == new.object(now.object)
-                    && places(old, entry.object) == places(new, now.object)
-            };
-            if left.remove(&old.object(entry.object).number).filter(same).is_none() {
-                return Err(wrong(0, "older entry", format!("{} as it was", printable(&old.path(e)))));
-            }
-        }
-        match left.into_values().next() {
-            Some(e) => Err(wrong(0, "older entry", format!("no {}", printable(&new.path(e))))),
-            None => Ok(()),
-        }
     }
     /// 8.3 and long names are unique in new directories and where entries were added; long names are whole; new
     /// directories begin with `.` and `..` and end with zeros.
@@ -401,26 +288,4 @@ impl Audit<'_> {
             Ok(())
         }
     }
-}
-
-/// Only bytes behind the ends of linked files are zeroed, and all of them where that was asked for.
-pub(in crate::fs) fn slack(job: &Job<'_>, staging: &Staging, unit: u64) -> Result<()> {
-    let unit = unit.max(1);
-    let mut tails = HashSet::new();
-    for entry in &job.tree.entries {
-        let NewKind::File { size, content: Content::Linked(extents) } = &entry.kind else { continue };
-        let used = size.checked_rem(unit).unwrap_or(0);
-        let Some(What::Stored(place)) = extents.last().map(|e| e.what).filter(|_| used != 0) else { continue };
-        let start = extents.last().map_or(0, |e| e.start.get());
-        let end = place.offset.get().saturating_add(size.saturating_sub(start));
-        tails.insert((end, unit.saturating_sub(used)));
-    }
-    if !job.zero_slack {
-        tails.clear();
-    }
-    let staged: HashSet<(u64, u64)> = staging.slack.iter().map(|(at, len)| (at.get(), u64::from(*len))).collect();
-    if staged != tails || staged.len() != staging.slack.len() {
-        return Err(wrong(0, "slack", "the bytes behind the ends of the linked files, and no others"));
-    }
-    Ok(())
 }

@@ -11,9 +11,9 @@ use crate::fs::fat::names;
 use crate::fs::fat::read::{Fat, Scan};
 use crate::fs::fat::space::{Space, runs_of};
 use crate::fs::fat::table::{Bits, Next, Run, Table};
-use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewKind, Rules};
+use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NewKind, Rules};
 use crate::txn::reuse::{Layout, Range};
-use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
+use crate::txn::{Copy, Fresh, Group, Quarantine, Staging};
 
 fn refused(what: impl Into<String>) -> Error {
     Error::Refused(what.into())
@@ -402,34 +402,13 @@ impl Build<'_> {
             open: old,
             also: Vec::new(),
         };
-        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
-        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
-        let mut filled: Vec<(u64, u64)> = fresh.chain(copies).collect();
-        self.staging.filled = merged(&mut filled);
+        self.staging.fill();
         self.staging.slack.sort_unstable();
-        let mut witnesses: Vec<(u64, u64)> = (0..boot.fats).map(|fat| (boot.fat_at(fat), boot.fat_bytes())).collect();
         let changed = growth.edits.keys().chain(std::iter::once(&0)).filter_map(|at| scan.dirs.get(*at));
-        witnesses.extend(changed.flat_map(|dir| dir.places.iter().copied()));
-        witnesses.extend(self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)));
-        self.staging.witnesses = merged(&mut witnesses);
+        let changed = changed.flat_map(|dir| dir.places.iter().copied());
+        self.staging.witness((0..boot.fats).map(|fat| (boot.fat_at(fat), boot.fat_bytes())).chain(changed));
         Ok(self.staging)
     }
-}
-
-/// Places in order, neighbours and what overlaps together.
-pub(in crate::fs) fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<Volume>, u64)> {
-    places.sort_unstable();
-    let mut out: Vec<(Offset<Volume>, u64)> = Vec::new();
-    for (at, len) in places {
-        let end = at.saturating_add(*len);
-        match out.last_mut() {
-            Some((start, len)) if start.get().saturating_add(*len) >= *at => {
-                *len = end.max(start.get().saturating_add(*len)).saturating_sub(start.get());
-            }
-            _ => out.push((Offset::new(*at), *len)),
-        }
-    }
-    out
 }
 
 /// Puts slots at their place.
@@ -442,24 +421,7 @@ fn put(bytes: &mut [u8], slot: usize, slots: &[u8]) -> Result<()> {
 
 impl Host for Fat {
     fn rules(&self) -> Rules {
-        Rules {
-            unit: self.boot.cluster_bytes(),
-            units_at: self.boot.data_at(),
-            max_file: u32::MAX.into(),
-            holes: false,
-            streams: false,
-            hard_links: false,
-            symlinks: false,
-            special: false,
-            xattrs: false,
-            inline: 0,
-            valid: false,
-            packed: 0,
-            reparse: false,
-            security: false,
-            slack_shows: true,
-            names: NameRules::Win32,
-        }
+        Rules::plain(self.boot.cluster_bytes(), self.boot.data_at(), u32::MAX.into())
     }
     fn refusals(&self, image: &HostImage) -> Result<Vec<String>> {
         super::refuse::refusals(self, image)
@@ -498,21 +460,7 @@ impl Host for Fat {
                 (growth.map_or(0, |growth| growth.clusters()), tables, &[][..])
             }
         };
-        // Old and new contents, and what says where they belong.
-        let records = groups / SECTOR;
-        let kept: u64 = slack.iter().map(|(_, len)| u64::from(*len).saturating_add(64)).sum();
-        let units = metadata_units.saturating_add(copy_units);
-        Estimate {
-            metadata_units,
-            copy_units,
-            metadata_bytes: metadata_units.saturating_mul(unit).saturating_add(groups),
-            journal_bytes: groups
-                .saturating_mul(2)
-                .saturating_add(records.saturating_mul(64))
-                .saturating_add(kept)
-                .saturating_add(units.saturating_mul(32))
-                .saturating_add(64 << 10),
-        }
+        Estimate::of(unit, metadata_units, copy_units, groups, slack)
     }
     fn new_state(&self, job: &Job<'_>) -> Result<Staging> {
         self.build(self.scanned()?, job)
