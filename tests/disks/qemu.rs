@@ -79,7 +79,25 @@ pub fn same(disk: &Disk, path: &Path, format: &str) {
     if let Some(at) = (0..got.len()).find(|at| got[*at] != want[*at]) {
         panic!("{}: the bytes differ from {at:#x} on", path.display());
     }
+    stored_there(disk, &want);
     same_extents(disk, path, format);
+}
+
+/// What an extent says is stored somewhere is there: the file's bytes at that place are those that qemu reads of the disk.
+#[track_caller]
+fn stored_there(disk: &Disk, want: &[u8]) {
+    for e in disk.image.map().unwrap().extents() {
+        let at = e.start.get() as usize;
+        let want = &want[at..at + e.len as usize];
+        match e.what {
+            What::Stored(place) => {
+                let file = disk.tables.iter().flat_map(|t| t.files()).find(|f| f.id() == place.layer).unwrap();
+                assert!(file.read_vec(place.offset, want.len()).unwrap() == want, "{e:?}");
+            }
+            What::Zero => assert!(want.iter().all(|b| *b == 0), "{e:?}"),
+            What::Encoded(_) => {}
+        }
+    }
 }
 
 /// Compares the extents only. For VHDX, qemu says of everything that it is data somewhere: there only the bytes can be
