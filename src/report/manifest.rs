@@ -3,6 +3,8 @@
 
 use std::io::Write;
 
+use rayon::prelude::*;
+
 use super::json::Row;
 use super::{listing, path, text};
 use crate::fs::host::{Content, NewKind};
@@ -12,6 +14,8 @@ use crate::relink::{Lost, Prepared, WOF, is_wof};
 
 /// Bytes that a row has, more or less.
 const ROW: usize = 400;
+/// Rows that one thread writes at a time.
+const AT_ONCE: usize = 4096;
 
 /// The manifest of a relink: a header, a row for every file and stream, a summary.
 pub fn manifest(prepared: &Prepared) -> Vec<u8> {
@@ -20,9 +24,13 @@ pub fn manifest(prepared: &Prepared) -> Vec<u8> {
     row.word("schema", "unimage/manifest/1").word("version", env!("CARGO_PKG_VERSION"));
     place(&mut row, prepared);
     row.end();
-    for row in &prepared.plan.rows {
-        json(&mut out, &prepared.plan, &prepared.guests, row);
-    }
+    let some = |rows: &[crate::plan::Row]| {
+        let mut out = Vec::with_capacity(rows.len().saturating_mul(ROW));
+        rows.iter().for_each(|row| json(&mut out, &prepared.plan, &prepared.guests, row));
+        out
+    };
+    let rows: Vec<Vec<u8>> = prepared.plan.rows.par_chunks(AT_ONCE).map(some).collect();
+    rows.iter().for_each(|rows| out.extend_from_slice(rows));
     for lost in &prepared.lost {
         json_lost(&mut out, lost);
     }

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::source::medium::JournalFile;
 use crate::txn::State;
@@ -31,6 +33,8 @@ const RECORD_LEN: usize = 104;
 const CHUNK: usize = 8 << 20;
 /// As many bytes of a section go to one frame here: more would not be packed better, and take more memory.
 pub(super) const WRITTEN: usize = 1 << 20;
+/// Frames that are packed beside each other.
+const AT_ONCE: usize = 8;
 
 /// A frame's bytes are packed by zstd.
 const PACKED: u32 = 1;
@@ -69,6 +73,27 @@ fn sum(parts: &[&[u8]]) -> [u8; 32] {
 
 fn round_up(at: u64) -> u64 {
     at.div_ceil(BLOCK).saturating_mul(BLOCK)
+}
+
+/// The shortest form of a chunk: its flags, its bytes, and how many they are unpacked.
+fn shortest<'c>(
+    zstd: &mut io::Result<zstd::bulk::Compressor<'_>>,
+    chunk: &'c [u8],
+) -> io::Result<(u32, Cow<'c, [u8]>, usize)> {
+    let zstd = zstd.as_mut().map_err(|e| io::Error::new(e.kind(), e.to_string()))?;
+    let mut best = (0, Cow::Borrowed(chunk));
+    let mut attempt = |flags: u32, bytes: &[u8]| -> io::Result<()> {
+        let packed = zstd.compress(bytes)?;
+        if packed.len() < best.1.len() {
+            best = (flags, packed.into());
+        }
+        Ok(())
+    };
+    attempt(PACKED, chunk)?;
+    if chunk.len().is_multiple_of(512) {
+        attempt(PACKED | DIFFERENCES, &differences(chunk))?;
+    }
+    Ok((best.0, best.1, chunk.len()))
 }
 
 impl Frames {
@@ -123,21 +148,12 @@ impl Frames {
         if bytes.is_empty() {
             return self.append_frame(from, tag, 0, bytes, 0);
         }
-        let mut zstd = zstd::bulk::Compressor::new(1)?;
-        bytes.chunks(WRITTEN).try_fold(from, |at, chunk| {
-            let mut best = (0, Cow::Borrowed(chunk));
-            let mut attempt = |flags: u32, bytes: &[u8]| -> io::Result<()> {
-                let packed = zstd.compress(bytes)?;
-                if packed.len() < best.1.len() {
-                    best = (flags, packed.into());
-                }
-                Ok(())
-            };
-            attempt(PACKED, chunk)?;
-            if chunk.len().is_multiple_of(512) {
-                attempt(PACKED | DIFFERENCES, &differences(chunk))?;
-            }
-            self.append_frame(at, tag, best.0, &best.1, chunk.len())
+        bytes.chunks(WRITTEN.saturating_mul(AT_ONCE)).try_fold(from, |at, some| {
+            let packed: Vec<_> = some
+                .par_chunks(WRITTEN)
+                .map_init(|| zstd::bulk::Compressor::new(1), shortest)
+                .collect::<io::Result<_>>()?;
+            packed.into_iter().try_fold(at, |at, (flags, stored, raw)| self.append_frame(at, tag, flags, &stored, raw))
         })
     }
 

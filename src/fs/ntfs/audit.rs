@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
-use crate::fs::ntfs::encode::{filetime, resident};
+use crate::fs::ntfs::encode::{RESIDENT_HEAD, filetime, resident_head, resident_len};
 use crate::fs::ntfs::extras::Keeper;
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::{self, Key};
@@ -137,10 +137,25 @@ fn set(runs: &[Run], cluster: u64) -> Vec<(u64, u64)> {
 /// Whether a resident attribute is written as the encoder writes it, but for its instance.
 fn spelled(a: &super::raw::Raw) -> bool {
     let Some(value) = &a.value else { return true };
-    let name: Vec<u16> = a.name.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
-    let mut meant = resident(a.kind, &name, value, a.kind == kind::FILE_NAME);
-    let _ = crate::bytes::put(&mut meant, 0x0E, a.bytes.get(0x0E..0x10).unwrap_or_default());
-    meant == a.bytes
+    let units = a.name.len() / 2;
+    let Some((head, rest)) = a.bytes.split_first_chunk::<RESIDENT_HEAD>() else { return false };
+    let mut meant = resident_head(a.kind, units, value.len(), a.kind == kind::FILE_NAME);
+    let instance = 0x0E..0x10;
+    if let (Some(to), Some(from)) = (meant.get_mut(instance.clone()), head.get(instance)) {
+        to.copy_from_slice(from);
+    }
+    // The name, the value at the next multiple of 8, and zeros up to the next one.
+    let (name, rest) = rest.split_at_checked(a.name.len()).unwrap_or_default();
+    let fill = a.name.len().next_multiple_of(8).saturating_sub(a.name.len());
+    let (zeros, rest) = rest.split_at_checked(fill).unwrap_or((&[1], &[]));
+    let (body, end) = rest.split_at_checked(value.len()).unwrap_or((&[], &[1]));
+    let empty = |b: &[u8]| b.iter().all(|b| *b == 0);
+    meant == *head
+        && name == a.name
+        && empty(zeros)
+        && body == value
+        && empty(end)
+        && a.bytes.len() == resident_len(units, value.len())
 }
 
 /// Extents without the identity of the layer, neighbours together.

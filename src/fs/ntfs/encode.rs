@@ -63,24 +63,40 @@ fn len8(len: usize) -> u8 {
     u8::try_from(len).unwrap_or(u8::MAX)
 }
 
-/// Where the value of a resident attribute with this name begins in it.
-fn value_at(name: &[u16]) -> usize {
-    0x18usize.saturating_add(name.len().saturating_mul(2)).next_multiple_of(8)
+/// Where the value of a resident attribute with a name of so many units begins in it.
+fn value_at(name: usize) -> usize {
+    RESIDENT_HEAD.saturating_add(name.saturating_mul(2)).next_multiple_of(8)
 }
 
-/// Bytes of a resident attribute.
-pub fn resident_len(name: &[u16], value: usize) -> usize {
+/// Bytes of a resident attribute with a name of so many units.
+pub fn resident_len(name: usize, value: usize) -> usize {
     value_at(name).saturating_add(value).next_multiple_of(8)
+}
+
+/// Bytes of the head of a resident attribute, before its name.
+pub const RESIDENT_HEAD: usize = 0x18;
+
+/// The head of a resident attribute, with instance 0.
+pub fn resident_head(kind: u32, name: usize, value: usize, indexed: bool) -> [u8; RESIDENT_HEAD] {
+    let at = value_at(name);
+    let words = [
+        u64::from(kind) | u64::from(len32(resident_len(name, value))) << 32,
+        u64::from(len8(name)) << 8 | (RESIDENT_HEAD as u64) << 16,
+        u64::from(len32(value)) | u64::from(len16(at)) << 32 | u64::from(indexed) << 48,
+    ];
+    let mut out = [0; RESIDENT_HEAD];
+    for (to, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
+    }
+    out
 }
 
 /// A resident attribute, with instance 0.
 pub fn resident(kind: u32, name: &[u16], value: &[u8], indexed: bool) -> Vec<u8> {
-    let at = value_at(name);
-    let len = resident_len(name, value.len());
+    let len = resident_len(name.len(), value.len());
     let mut out = Out::with_room(len);
-    out.u32(kind).u32(len32(len)).u8(0).u8(len8(name.len())).u16(0x18).u16(0).u16(0);
-    out.u32(len32(value.len())).u16(len16(at)).u8(indexed.into()).u8(0);
-    out.units(name).to(at).bytes(value).to(len);
+    out.bytes(&resident_head(kind, name.len(), value.len(), indexed));
+    out.units(name).to(value_at(name.len())).bytes(value).to(len);
     out.0
 }
 

@@ -279,7 +279,7 @@ impl Build<'_> {
             let room = self
                 .capacity()
                 .saturating_sub(packed.records.first().into_iter().flatten().map(|p| p.bytes.len()).sum());
-            let outside = resident_len(&[], list.len()) > room;
+            let outside = resident_len(0, list.len()) > room;
             if outside {
                 let len = list.len() as u64;
                 let runs = self.fresh(list.clone())?;

@@ -56,7 +56,7 @@ impl Value<'_> {
     /// Bytes of its attribute, in one piece.
     pub fn len(&self) -> usize {
         match &self.body {
-            Body::Resident(v, _) => resident_len(&self.name, v.len()),
+            Body::Resident(v, _) => resident_len(self.name.len(), v.len()),
             Body::Runs { runs, .. } => {
                 let pairs = runs::encoded_len(runs).saturating_add(1);
                 mapped_head(&self.name, self.form().0, 0).saturating_add(pairs).next_multiple_of(8)
@@ -186,7 +186,7 @@ pub fn pack(values: &[Value<'_>], capacity: usize, cluster: u64) -> Option<Packe
 /// Bytes that a value takes in a record at least.
 pub fn least(value: &Value<'_>) -> usize {
     match &value.body {
-        Body::Resident(v, _) => resident_len(&value.name, v.len()),
+        Body::Resident(v, _) => resident_len(value.name.len(), v.len()),
         Body::Runs { .. } => mapped_head(&value.name, value.form().0, 0).saturating_add(8),
     }
 }

@@ -457,12 +457,12 @@ impl Node {
         let security = &self.extras.security;
         let information = if security.descriptor.is_none() && security.id != 0 { INFORMATION } else { 48 };
         let names = self.names.iter().map(|(_, name)| file_name_len(name));
-        let mut all = resident_len(&[], information);
+        let mut all = resident_len(0, information);
         for len in names.chain(security.descriptor.as_ref().map(|d| d.len())) {
-            all = all.saturating_add(resident_len(&[], len));
+            all = all.saturating_add(resident_len(0, len));
         }
         if self.extras.ea.is_some() {
-            all = all.saturating_add(resident_len(&[], self.extras.ea_information.len()));
+            all = all.saturating_add(resident_len(0, self.extras.ea_information.len()));
         }
         let others = self.data.iter().chain(self.extras.point.as_deref()).chain(self.extras.ea.as_deref());
         others.map(of).fold(all, usize::saturating_add)
