@@ -69,6 +69,8 @@ pub struct Layout {
     pub moves: Vec<Move>,
     /// Units of the image that are left when all is copied: new structures may go there.
     pub rest: Vec<Range>,
+    /// What is left of the free units.
+    pub free: Vec<Range>,
 }
 
 /// Units that can be given out: start to end, in units.
@@ -350,14 +352,14 @@ impl Reuse {
             work.enter(part, &runs, Some(batch), true);
         }
         let given = work.given;
-        let rest = now.ranges.into_iter().map(|(start, end)| {
-            let at = self.place(start);
-            (at, self.place(end).saturating_sub(at))
-        });
-        Some(self.finish(&index, given, rest.collect()))
+        let ranges = |pool: Pool| -> Vec<Range> {
+            let range = |(start, end)| (self.place(start), self.place(end).saturating_sub(self.place(start)));
+            pool.ranges.into_iter().map(range).collect()
+        };
+        Some(Layout { rest: ranges(now), free: ranges(room), ..self.finish(&index, given) })
     }
 
-    fn finish(&self, index: &Index, mut given: Vec<Given>, rest: Vec<Range>) -> Layout {
+    fn finish(&self, index: &Index, mut given: Vec<Given>) -> Layout {
         given.sort_unstable_by_key(|g| (g.batch, g.start));
         let mut moves: Vec<Move> = Vec::new();
         let mut last = None;
@@ -417,7 +419,7 @@ impl Reuse {
             }
             last = like;
         }
-        Layout { copies, moves, rest }
+        Layout { copies, moves, ..Layout::default() }
     }
 }
 

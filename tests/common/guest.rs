@@ -314,15 +314,19 @@ pub fn fat(path: &Path, len: u64, width: u32, cluster_sectors: u32) -> Seens {
     seen
 }
 
-/// A FAT guest of clusters of 512 bytes that has hardly any room left: on larger clusters, what begins in the midst of one must be
+/// A FAT guest of clusters of 512 bytes of which all but about `spare` bytes are files: on larger clusters, what begins in the midst of one must be
 /// copied.
-pub fn tight(path: &Path, len: u64) -> Seens {
+pub fn tight(path: &Path, len: u64, spare: u64) -> Seens {
     File::create(path).unwrap().set_len(len).unwrap();
     ok("mkfs.fat", args!["-F", "12", "-s", "1", "-r", "16", "-n", "GUEST", *path.as_os_str()]);
     let source = super::scratch();
     let root = source.path().join("top");
     fs::create_dir_all(root.join("sub")).unwrap();
-    let (mut noise, mut left) = (Noise::new(12), len - (5 << 10));
+    let (mut noise, mut left) = (Noise::new(12), len - spare);
+    // What is free was in use once: a host does not keep it as holes.
+    write(&source.path().join("gone"), &noise.bytes(len as usize - (6 << 10)));
+    ok("mcopy", args!["-i", *path.as_os_str(), *source.path().join("gone").as_os_str(), "::/"]);
+    ok("mdel", args!["-i", *path.as_os_str(), "::/gone"]);
     for i in 0_u64.. {
         let size = (i * 2711 + 400) % 13_000;
         let cost = size.next_multiple_of(512) + 160;

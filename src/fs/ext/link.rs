@@ -16,11 +16,12 @@ use super::space::Space;
 use super::tables::Blocks;
 use super::volume::Ext;
 use crate::error::Result;
-use crate::extent::{ReadAt, Volume};
+use crate::extent::{Offset, ReadAt, Volume};
 use crate::fs::host::{
     Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules,
 };
 use crate::fs::{Kind, ObjectId};
+use crate::txn::reuse::{Layout, Range, Reuse};
 use crate::txn::{Copy, Staging};
 
 /// An entry of a directory that is being written: inode, type, name.
@@ -62,6 +63,8 @@ pub(super) struct Build<'a> {
     /// Directories that a group has more.
     pub(super) dirs: BTreeMap<u32, i64>,
     pub(super) large_file: bool,
+    /// Where copies go, where clusters of the image are filled: by their positions.
+    pub(super) given: HashMap<usize, Vec<Range>>,
 }
 
 /// A file of the image.
@@ -125,9 +128,13 @@ impl Ext {
             tables: Blocks::default(),
             dirs: BTreeMap::new(),
             large_file: false,
+            given: HashMap::new(),
         };
         for file in &gone {
             build.own_clusters(file.map);
+        }
+        if let Some(reuse) = &job.tree.reuse {
+            build.lay_out(reuse)?;
         }
         build.all(&target)?;
         Ok(build.staging)
@@ -152,6 +159,62 @@ impl Build<'_> {
                 }
             }
         }
+    }
+
+    /// First cluster and number of clusters of a range of the volume.
+    pub(super) fn clusters_in(&self, (at, len): Range) -> (u64, u64) {
+        let s = &self.fs.superblock;
+        let unit = self.fs.unit().max(1);
+        let base = s.byte(s.first_data_block.into()).get();
+        (at.saturating_sub(base).checked_div(unit).unwrap_or(0), len.checked_div(unit).unwrap_or(0))
+    }
+
+    /// Copies get clusters of the image where the free ones are too few; what is left of both is for all else.
+    fn lay_out(&mut self, reuse: &Reuse) -> Result<()> {
+        let s = &self.fs.superblock;
+        let unit = self.fs.unit();
+        let place = |(first, len): (u64, u64)| (s.byte(s.cluster_block(first)).get(), len.saturating_mul(unit));
+        let free: Vec<Range> = self.maker.space.all_free().into_iter().map(place).collect();
+        let layout = reuse.lay_out(&free);
+        let Layout { copies, moves, rest, .. } =
+            layout.ok_or_else(|| refused("too little space: the host and the image have too few blocks for copies"))?;
+        for range in copies.iter().flat_map(|(_, to)| to) {
+            let (first, count) = self.clusters_in(*range);
+            for n in first..first.saturating_add(count) {
+                let own = self.maker.space.clusters.set(n) || (self.claimable.clear(n) && self.unclaimed.clear(n));
+                if !own {
+                    return Err(refused(format!("block {} is not free, nor the image's alone", s.cluster_block(n))));
+                }
+            }
+        }
+        let rest: Vec<(u64, u64)> = rest.iter().map(|range| self.clusters_in(*range)).collect();
+        self.maker.space.with_image(&rest);
+        self.staging.moves = moves;
+        self.given = copies.into_iter().collect();
+        Ok(())
+    }
+
+    /// Clusters for a copy: first ones and lengths, and where they are.
+    fn for_copy(&mut self, position: usize, size: u64) -> Result<(Vec<(u64, u64)>, Vec<Range>)> {
+        let unit = self.fs.unit();
+        if self.job.tree.reuse.is_none() {
+            let taken = self.maker.take(size)?;
+            let s = &self.fs.superblock;
+            let place = |(first, len): &(u64, u64)| (s.byte(s.cluster_block(*first)).get(), len.saturating_mul(unit));
+            let to = taken.iter().map(place).collect();
+            return Ok((taken, to));
+        }
+        let to = self.given.remove(&position).ok_or_else(|| refused("a copy without a place"))?;
+        let mut taken: Vec<(u64, u64)> = Vec::new();
+        for range in &to {
+            let (first, count) = self.clusters_in(*range);
+            match taken.last_mut() {
+                Some((before, have)) if before.saturating_add(*have) == first => *have = have.saturating_add(count),
+                _ => taken.push((first, count)),
+            }
+        }
+        self.maker.filled.extend_from_slice(&to);
+        Ok((taken, to))
     }
 
     fn all(&mut self, target: &Target) -> Result<()> {
@@ -294,13 +357,9 @@ impl Build<'_> {
                         runs
                     }
                     Content::Copied if size > 0 => {
-                        let taken = self.maker.take(size)?;
-                        let s = &self.fs.superblock;
-                        let unit = block.saturating_mul(s.ratio.into());
-                        let to = taken
-                            .iter()
-                            .map(|(first, len)| (s.byte(s.cluster_block(*first)), len.saturating_mul(unit)));
-                        self.staging.copies.push(Copy { entry: position, size, to: to.collect() });
+                        let (taken, to) = self.for_copy(position, size)?;
+                        let to = to.into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+                        self.staging.copies.push(Copy { entry: position, size, to });
                         self.maker.runs(&taken, size)
                     }
                     _ => Vec::new(),

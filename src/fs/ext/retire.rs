@@ -62,6 +62,11 @@ impl Build<'_> {
 
     /// What nobody took of the image is free.
     pub(super) fn free_rest(&mut self, tables: &mut Blocks) -> Result<()> {
+        for range in std::mem::take(&mut self.maker.filled) {
+            let (first, count) = self.clusters_in(range);
+            (first..first.saturating_add(count)).for_each(|n| _ = self.unclaimed.clear(n));
+            self.maker.filled.push(range);
+        }
         let rest: Vec<u64> = (0..self.unclaimed.len()).filter(|n| self.unclaimed.has(*n)).collect();
         for n in rest {
             self.maker.space.clusters.clear(n);

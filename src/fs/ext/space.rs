@@ -17,6 +17,8 @@ pub struct Space {
     /// Clusters that may still be given out, as ranges in the order in which they are.
     ranges: Vec<Range<u64>>,
     at: usize,
+    /// Clusters of the image that are given out when no others are left; the next ones last.
+    image: Vec<Range<u64>>,
     next_inode: u64,
     last_inode: u64,
 }
@@ -38,6 +40,7 @@ impl Space {
             inodes: inodes.clone(),
             ranges,
             at: 0,
+            image: Vec::new(),
             next_inode: u64::from(s.first_inode).saturating_sub(1),
             last_inode: s.inodes.into(),
         }
@@ -48,12 +51,7 @@ impl Space {
         let mut out: Vec<(u64, u64)> = Vec::new();
         let mut left = count;
         while left > 0 {
-            let range = self.ranges.get_mut(self.at)?;
-            let Some(n) = self.clusters.first_clear(range.clone()) else {
-                self.at = self.at.saturating_add(1);
-                continue;
-            };
-            range.start = n.saturating_add(1);
+            let n = self.free().or_else(|| self.of_image())?;
             self.clusters.set(n);
             left = left.saturating_sub(1);
             match out.last_mut() {
@@ -62,6 +60,46 @@ impl Space {
             }
         }
         Some(out)
+    }
+    fn free(&mut self) -> Option<u64> {
+        loop {
+            let range = self.ranges.get_mut(self.at)?;
+            if let Some(n) = self.clusters.first_clear(range.clone()) {
+                range.start = n.saturating_add(1);
+                return Some(n);
+            }
+            self.at = self.at.saturating_add(1);
+        }
+    }
+    fn of_image(&mut self) -> Option<u64> {
+        let range = self.image.last_mut()?;
+        let n = range.start;
+        range.start = n.saturating_add(1);
+        if range.start >= range.end {
+            self.image.pop();
+        }
+        Some(n)
+    }
+    /// All clusters that are free, as first ones and lengths, in order.
+    pub fn all_free(&self) -> Vec<(u64, u64)> {
+        let mut ranges = self.ranges.clone();
+        ranges.sort_by_key(|r| r.start);
+        let mut out: Vec<(u64, u64)> = Vec::new();
+        for range in ranges {
+            let mut at = range.start;
+            while let Some(n) = self.clusters.first_clear(at..range.end) {
+                match out.last_mut() {
+                    Some((first, len)) if first.saturating_add(*len) == n => *len = len.saturating_add(1),
+                    _ => out.push((n, 1)),
+                }
+                at = n.saturating_add(1);
+            }
+        }
+        out
+    }
+    /// Clusters of the image that may be given out when no others are left: first ones and lengths.
+    pub fn with_image(&mut self, clusters: &[(u64, u64)]) {
+        self.image = clusters.iter().rev().map(|(first, len)| *first..first.saturating_add(*len)).collect();
     }
     /// Takes an inode; its number.
     pub fn inode(&mut self) -> Option<u32> {

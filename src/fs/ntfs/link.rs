@@ -23,7 +23,7 @@ use crate::fs::ntfs::raw::{Places, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::space::Space;
-use crate::fs::ntfs::wanted::{From, Node, Wanted, shown, take_for_copies};
+use crate::fs::ntfs::wanted::{From, Node, Wanted, shown, take_for_copies, take_with_image};
 use crate::txn::Staging;
 
 pub(super) fn refused(what: impl Into<String>) -> Error {
@@ -127,7 +127,14 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
     space.keep(metadata(ntfs, job));
     let made = state.tree.object(job.image.named.object).times;
     let keeper = keeper(ntfs, state, job)?;
-    let (staged, copies) = take_for_copies(job, &mut space, reader.boot.cluster)?;
+    let cluster = reader.boot.cluster;
+    let (staged, copies, moves) = match &job.tree.reuse {
+        Some(reuse) => take_with_image(reuse, &mut space, cluster)?,
+        None => {
+            let (staged, copies) = take_for_copies(job, &mut space, cluster)?;
+            (staged, copies, Vec::new())
+        }
+    };
     let mut from = From { reader, image: &mut left, space: &mut space, made, up: &state.up, keeper, copies };
     let mut wanted = Wanted::new(job, depth, &mut from)?;
     // What was taken of the image is in use again.
@@ -144,6 +151,7 @@ pub(super) fn build(ntfs: &Ntfs, state: &State, job: &Job<'_>) -> Result<Staging
         bitmap,
         staging: Staging {
             copies: staged,
+            moves,
             slack: std::mem::take(&mut wanted.tails),
             fresh: std::mem::take(&mut wanted.fresh),
             ..Staging::default()

@@ -15,13 +15,15 @@ pub struct Space {
     free: Stretches,
     /// Kept back for metadata, which must be in few pieces.
     kept: Stretches,
+    /// Clusters of the image, for when no others are left.
+    image: Stretches,
 }
 
 impl Space {
     /// All that `bitmap` has free below `clusters`.
     pub fn new(bitmap: &Bits, clusters: u64) -> Self {
         let free = bitmap.clear_runs(clusters).iter().map(|r| (r.len, Reverse(r.lcn))).collect();
-        Self { free, kept: Stretches::new() }
+        Self { free, kept: Stretches::new(), image: Stretches::new() }
     }
     /// Keeps so many clusters of the largest stretches back from [`take_for_data`](Self::take_for_data) while it finds others.
     pub fn keep(&mut self, count: u64) {
@@ -42,14 +44,28 @@ impl Space {
         let mut out = Vec::new();
         let need = draw(&mut self.kept, count, step, &mut out);
         let need = draw(&mut self.free, need, step, &mut out);
+        let need = draw(&mut self.image, need, step, &mut out);
         self.given(need, out)
     }
     /// The same for contents of files.
     pub fn take_for_data(&mut self, count: u64) -> Option<Vec<Run>> {
         let mut out = Vec::new();
         let need = draw(&mut self.free, count, 1, &mut out);
+        let need = draw(&mut self.image, need, 1, &mut out);
         let need = draw(&mut self.kept, need, 1, &mut out);
         self.given(need, out)
+    }
+    /// Hands out all that is free and not kept back, in order: who takes it gives back what is left.
+    pub fn all_free(&mut self) -> Vec<Run> {
+        let mut all: Vec<Run> =
+            std::mem::take(&mut self.free).into_iter().map(|(len, Reverse(lcn))| Run { len, lcn }).collect();
+        all.sort_by_key(|r| r.lcn);
+        all
+    }
+    /// Gives back what is left of the free ones, and adds clusters of the image.
+    pub fn with_image(&mut self, free: impl Iterator<Item = Run>, image: impl Iterator<Item = Run>) {
+        self.free.extend(free.map(|r| (r.len, Reverse(r.lcn))));
+        self.image.extend(image.map(|r| (r.len, Reverse(r.lcn))));
     }
     /// What was drawn, or, where it is not all, nothing.
     fn given(&mut self, missing: u64, out: Vec<Run>) -> Option<Vec<Run>> {

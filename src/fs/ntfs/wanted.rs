@@ -19,6 +19,7 @@ use crate::fs::ntfs::runs::{HOLE, Run};
 use crate::fs::ntfs::space::Space;
 use crate::fs::ntfs::upcase;
 use crate::fs::utf16;
+use crate::txn::reuse::{Move, Range, Reuse};
 use crate::txn::{Copy, Fresh};
 
 /// Attribute bits that are kept: read-only, hidden, system, archive, not indexed by content.
@@ -135,6 +136,35 @@ pub fn take_for_copies(job: &Job<'_>, space: &mut Space, cluster: u64) -> Result
         places.insert(position, runs);
     }
     Ok((copies, places))
+}
+
+/// The same where clusters of the image may be filled, with how they are. What is left of these is for metadata when no others are.
+///
+/// # Errors
+/// [`Error::Refused`] where there is too little space.
+pub fn take_with_image(reuse: &Reuse, space: &mut Space, cluster: u64) -> Result<(Vec<Copy>, Taken, Vec<Move>)> {
+    let range = |r: &Run| (r.lcn.saturating_mul(cluster), r.len.saturating_mul(cluster));
+    let run = |(at, len): &Range| Run {
+        lcn: at.checked_div(cluster).unwrap_or(0),
+        len: len.checked_div(cluster).unwrap_or(0),
+    };
+    let free: Vec<Range> = space.all_free().iter().map(range).collect();
+    let layout = reuse.lay_out(&free).ok_or_else(|| refused("too little space for copies"))?;
+    space.with_image(layout.free.iter().map(run), layout.rest.iter().map(run));
+    let (mut copies, mut places) = (Vec::new(), HashMap::new());
+    for ((entry, to), want) in layout.copies.into_iter().zip(&reuse.wants) {
+        let mut runs: Vec<Run> = Vec::with_capacity(to.len());
+        for Run { lcn, len } in to.iter().map(run) {
+            match runs.last_mut() {
+                Some(last) if last.lcn.saturating_add(last.len) == lcn => last.len = last.len.saturating_add(len),
+                _ => runs.push(Run { lcn, len }),
+            }
+        }
+        let to = to.into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
+        copies.push(Copy { entry, size: want.size, to });
+        places.insert(entry, runs);
+    }
+    Ok((copies, places, layout.moves))
 }
 
 impl Wanted {
