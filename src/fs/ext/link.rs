@@ -67,6 +67,9 @@ pub(super) struct Build<'a> {
     pub(super) given: HashMap<usize, Vec<Range>>,
 }
 
+/// First clusters and how many from there.
+type Clusters = Vec<(u64, u64)>;
+
 /// A file of the image.
 #[derive(Clone)]
 pub(super) struct Gone<'a> {
@@ -195,7 +198,7 @@ impl Build<'_> {
     }
 
     /// Clusters for a copy: first ones and lengths, and where they are.
-    fn for_copy(&mut self, position: usize, size: u64) -> Result<(Vec<(u64, u64)>, Vec<Range>)> {
+    fn for_copy(&mut self, position: usize, size: u64) -> Result<(Clusters, Vec<Range>)> {
         let unit = self.fs.unit();
         if self.job.tree.reuse.is_none() {
             let taken = self.maker.take(size)?;
