@@ -7,7 +7,7 @@ mod kill;
 
 use std::path::{Path, PathBuf};
 
-use common::host::rows;
+use common::host::{json_lines, rows};
 use common::{Seens, guest, scratch, tree};
 use exfat_support::host::{Host, IMAGE, Shape};
 use kill::{Bed, Scene, fail_everywhere, kill_everywhere, kill_recoveries};
@@ -36,6 +36,9 @@ impl Bed for Host {
     }
     fn reset(&self) {
         Host::reset(self);
+    }
+    fn reuses(&self) -> bool {
+        self.exfat.free(&self.before).len() < 9
     }
     fn tables(&self, file: &Path) -> Vec<u8> {
         self.exfat.bitmap(file)
@@ -81,4 +84,30 @@ fn every_call_of_a_commit_fails_once() {
 #[test]
 fn every_call_of_an_undo_fails_once() {
     fail_everywhere(&scene("1K", 6, false), "undo", &Scene::to_after);
+}
+
+/// On a full host: units of the image are filled.
+fn full() -> Scene<Host> {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    let files = guest::tight(&image, 96 << 10, 5 << 10);
+    let shape = Shape { unit: "1K", len: 768 << 10, fragments: 5, partition: false };
+    let mut host = Host::with(shape, &image, &["-b", "64K"]);
+    host.fill_up(3);
+    let done = host.relink(&["--reuse", "--commit", "--json"]).exits(0);
+    let summary = json_lines(&done.stdout).2;
+    assert!(summary["reuse"]["batches"].as_u64() > Some(2), "{summary}");
+    host.relinked("out", &rows(&done.stdout), &files);
+    Scene::of(host)
+}
+
+#[test]
+fn killed_at_every_call_of_a_commit_to_a_full_host() {
+    let ends = kill_everywhere(&full(), "relink", &|s| s.host.reset());
+    assert!(ends.contains_key("before") && ends["after"] > 10, "{ends:?}");
+}
+
+#[test]
+fn killed_at_every_call_of_a_recovery_of_a_full_host() {
+    kill_recoveries(&full(), if common::long() { 100 } else { 2 });
 }

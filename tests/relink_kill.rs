@@ -36,6 +36,9 @@ impl Bed for Host {
     fn reset(&self) {
         Host::reset(self);
     }
+    fn reuses(&self) -> bool {
+        self.fat.free(&self.before) < 9
+    }
     fn tables(&self, file: &Path) -> Vec<u8> {
         self.fat.table(file, 0).into_iter().flat_map(u32::to_le_bytes).collect()
     }
@@ -109,4 +112,20 @@ fn a_closed_or_full_terminal_does_not_change_what_is_committed() {
         scene.host.journal_verb("undo").exits(0);
         assert_eq!(scene.host.changed(), None, "{redirect}");
     }
+}
+
+/// On a full host: units of the image are filled.
+#[test]
+fn killed_at_every_call_of_a_commit_to_a_full_host() {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    let files = guest::tight(&image, 96 << 10, 5 << 10);
+    let shape = Shape { width: 12, cluster_sectors: 2, len: 256 << 10, place: Place::Bare, fragments: 4 };
+    let mut host = Host::new(shape, &image);
+    host.fill_up(3);
+    let done = host.relink(&["--reuse", "--commit", "--json"]).exits(0);
+    host.relinked(&rows(&done.stdout), &files);
+    let scene = Scene::of(host);
+    let ends = kill_everywhere(&scene, "relink", &|s| s.host.reset());
+    assert!(ends.contains_key("before") && ends["after"] > 10, "{ends:?}");
 }

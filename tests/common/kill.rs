@@ -31,6 +31,10 @@ pub trait Bed {
     fn untouched(&self) -> bool;
     /// Takes the file back to what it was before, without a journal.
     fn reset(&self);
+    /// Whether it is so full that units of the image are filled (`--reuse`).
+    fn reuses(&self) -> bool {
+        false
+    }
     /// The allocation tables of a host in a file.
     fn tables(&self, file: &Path) -> Vec<u8>;
 }
@@ -67,7 +71,10 @@ impl<B: Bed> Scene<B> {
         match verb {
             "relink" => {
                 let image = self.host.image();
-                ["relink", &image, "--into", "/out", "--journal", &journal, "--commit"].map(str::to_owned).to_vec()
+                let reuse = if self.host.reuses() { "--reuse" } else { "--slack=zero" };
+                ["relink", &image, "--into", "/out", "--journal", &journal, "--commit", reuse]
+                    .map(str::to_owned)
+                    .to_vec()
             }
             verb => vec![verb.to_owned(), journal],
         }
