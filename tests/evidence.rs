@@ -255,6 +255,35 @@ fn a_missing_segment_is_an_error_for_every_verb() {
     assert!(out.stderr.contains("another image"), "{out}");
 }
 
+/// A small file that says it has 2^60 bytes: what the tables don't tell of is one extent, and takes no time.
+#[test]
+fn a_size_that_is_made_up() {
+    let dir = scratch();
+    let raw = dir.path().join("disk.raw");
+    fs::write(&raw, vec![b'a'; 4 * CHUNK]).unwrap();
+    for (n, damage) in [false, true].into_iter().enumerate() {
+        let into = scratch();
+        let first = acquire(&raw, into.path(), "encase6", "best");
+        let mut bytes = fs::read(&first).unwrap();
+        for (name, at) in sections(&bytes) {
+            let (body, sum) = (at + 76, if name == "volume" || name == "data" { 1048 } else { 20 });
+            match name.as_str() {
+                "volume" | "data" => bytes[body + 16..body + 24].copy_from_slice(&(1u64 << 51).to_le_bytes()),
+                // More entries than the file has.
+                "table" | "table2" if damage => bytes[body..body + 4].fill(0xFF),
+                _ => continue,
+            }
+            let adler = adler32(&bytes[body..body + sum]).to_le_bytes();
+            bytes[body + sum..body + sum + 4].copy_from_slice(&adler);
+        }
+        fs::write(&first, &bytes).unwrap();
+        let start = std::time::Instant::now();
+        let map = image(&opened(&first).unwrap()).map().unwrap();
+        assert_eq!((map.len(), map.extents().len()), (1 << 60, 2 - n), "{map:?}");
+        assert!(start.elapsed().as_secs() < 10);
+    }
+}
+
 /// A chunk that is stored as it is and has no room for that: no extent leads beyond the end of the file.
 #[test]
 fn a_chunk_without_room_is_no_extent() {

@@ -140,10 +140,6 @@ impl Pieces {
     pub fn count(&self) -> usize {
         self.list.len()
     }
-    /// Makes room for so many pieces more.
-    pub fn reserve(&mut self, pieces: usize) {
-        self.list.reserve(pieces);
-    }
     /// Appends bytes stored in a file.
     #[inline]
     pub fn stored(&mut self, len: u64, file: LayerId, at: u64) {

@@ -21,7 +21,7 @@ mod section;
 mod segments;
 mod tables;
 
-use chunks::Chunks;
+use chunks::{Ahead, Chunks, Source};
 use section::{Kind, Section, Shape};
 use segments::{Segment, Segments};
 use tables::{Form, Tables};
@@ -114,14 +114,23 @@ impl Evidence {
         let start = number.saturating_mul(self.shape.chunk.into());
         self.shape.len.saturating_sub(start).min(self.shape.chunk.into()) as usize
     }
-    /// Decodes a chunk, and checks it.
-    fn chunk(&self, number: u64, out: &mut Vec<u8>) -> Result<()> {
-        let stored = self.tables.chunk(&self.files, number).map_err(|fault| fault.error())?;
-        let file = self.files.get(stored.file).ok_or_else(|| Error::NotFound("a segment file".into()))?;
-        chunks::decode(&**file, stored, self.chunk_len(number), self.shape.chunk as usize, out)
-    }
     fn number(&self, at: u64) -> u64 {
         at.checked_div(self.shape.chunk.into()).unwrap_or_default()
+    }
+}
+
+impl Source for Evidence {
+    fn ahead(&self, number: u64, count: usize) -> Ahead {
+        let numbers = number..number.saturating_add(count as u64);
+        let stored: Vec<_> = numbers.filter_map(|n| self.tables.chunk(&self.files, n).ok()).collect();
+        // Stored as they are, chunks take no more than they have and their checksum.
+        let most = (count as u64).saturating_mul(u64::from(self.shape.chunk).saturating_add(1024));
+        Ahead::read(&self.files, &stored, most)
+    }
+    fn decode(&self, number: u64, ahead: &Ahead, out: &mut Vec<u8>) -> Result<()> {
+        let stored = self.tables.chunk(&self.files, number).map_err(|fault| fault.error())?;
+        let file = self.files.get(stored.file).ok_or_else(|| Error::NotFound("a segment file".into()))?;
+        chunks::decode(&**file, stored, ahead, (self.chunk_len(number), self.shape.chunk as usize), out)
     }
 }
 
@@ -136,6 +145,12 @@ impl Table for Evidence {
         let mut at = range.start;
         while at < range.end {
             let number = self.number(at);
+            if let Some((fault, next)) = self.tables.lost(&self.files, number) {
+                let stop = next.saturating_mul(self.shape.chunk.into()).min(range.end);
+                out.unreadable(stop.saturating_sub(at), fault);
+                at = stop;
+                continue;
+            }
             let start = number.saturating_mul(self.shape.chunk.into());
             let skip = at.saturating_sub(start);
             let len = range.end.min(start.saturating_add(self.shape.chunk.into())).saturating_sub(at);
@@ -167,7 +182,7 @@ impl Table for Evidence {
         Ok(())
     }
     fn unpack(&self, unit: u64, out: &mut Vec<u8>) -> Result<()> {
-        self.chunk(unit, out)
+        self.decode(unit, &Ahead::default(), out)
     }
     fn files(&self) -> &[Arc<dyn ReadAt<Device>>] {
         &self.files
@@ -188,7 +203,7 @@ impl ReadAt<Image> for Evidence {
         }
         let number = self.number(at.get());
         let skip = at.get().saturating_sub(number.saturating_mul(self.shape.chunk.into()));
-        self.chunks.fill(number, skip as usize, self.shape.chunk as usize, buf, &|number, out| self.chunk(number, out))
+        self.chunks.fill(number, skip as usize, self.shape.chunk as usize, buf, self)
     }
 }
 

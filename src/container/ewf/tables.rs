@@ -257,6 +257,22 @@ impl Tables {
         }
     }
 
+    /// Where nothing tells of a chunk: why, and the number of the first chunk behind it of which that need not be so. A disk may
+    /// be said to have any number of chunks; the work is bounded by the tables.
+    pub fn lost(&self, files: &[Arc<dyn ReadAt<Device>>], number: u64) -> Option<(Fault, u64)> {
+        let behind = self.sets.partition_point(|s| s.first <= number);
+        let next = self.sets.get(behind).map_or(u64::MAX, |s| s.first);
+        let Some(set) = behind.checked_sub(1).and_then(|at| self.sets.get(at)) else {
+            return Some((self.end.clone(), next));
+        };
+        let end = set.first.saturating_add(set.count.into());
+        if number >= end {
+            return Some((self.end.clone(), next));
+        }
+        let entries = set.entries.get_or_init(|| self.load(files, set));
+        entries.as_ref().err().map(|fault| (fault.clone(), next.min(end)))
+    }
+
     /// The section with chunks that a byte of a segment file lies in.
     fn holds(&self, file: usize, at: u64) -> Option<&Range<u64>> {
         self.data.get(file)?.iter().find(|r| r.contains(&at))
