@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{End, Progress, Session};
+use super::{End, Progress, Session, names};
 use crate::error::Error;
 use crate::extent::{Image, Offset, ReadAt, Space, Stream, Volume};
 use crate::fs::StreamId;
+use crate::report::levels;
 use crate::stack::{Level, Stack, Target};
 
-/// Bytes that are read and written at a time.
+/// Bytes that are read and written at a time, and that the kernel moves at a time.
 const CHUNK: usize = 4 << 20;
+/// Bytes from which on it is worth while to look where they lie.
+const LARGE: u64 = 1 << 20;
 
 /// Print the bytes of a file, an alternate data stream, a volume or a disk
 ///
@@ -39,9 +42,9 @@ impl Cat {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         let stack = s.open(&self.address)?;
         let copied = open(&stack).map_err(End::from).and_then(|bytes| match bytes {
-            Bytes::Stream(bytes) => copy(s, bytes.as_ref()),
-            Bytes::Volume(bytes) => copy(s, bytes.as_ref()),
-            Bytes::Image(bytes) => copy(s, bytes.as_ref()),
+            Bytes::Stream(bytes) => copy(s, &stack, bytes.as_ref()),
+            Bytes::Volume(bytes) => copy(s, &stack, bytes.as_ref()),
+            Bytes::Image(bytes) => copy(s, &stack, bytes.as_ref()),
         });
         copied.map_err(|end| end.within(&self.address))?;
         Ok(0)
@@ -78,13 +81,45 @@ fn stream(level: &Level, v: usize, id: StreamId) -> Result<Bytes, Error> {
     Ok(Bytes::Stream(guest.fs()?.open(&*guest.tree()?, id)? as _))
 }
 
-fn copy<S: Space>(s: &mut Session<'_>, bytes: &dyn ReadAt<S>) -> Result<(), End> {
+/// Stretches that lie as they are in the source itself, which is a file or device: first byte, bytes, and where there; in order.
+fn plain(stack: &Stack, len: u64) -> Vec<(u64, u64, u64)> {
+    if len < LARGE {
+        return Vec::new();
+    }
+    // What can't be looked up can be read all the same, or reading says why not.
+    let all = levels::trace(stack, &names(&stack.address)).unwrap_or_default();
+    let down = all.columns.len();
+    let whole = |p: &&levels::Piece| p.end == levels::End::Stored && p.file.is_none() && p.at.len() == down;
+    all.pieces.iter().filter(whole).filter_map(|p| Some((p.start, p.len, *p.at.last()?))).collect()
+}
+
+fn copy<S: Space>(s: &mut Session<'_>, stack: &Stack, bytes: &dyn ReadAt<S>) -> Result<(), End> {
     let progress = Progress::new("reading", Some(bytes.len()));
-    let mut buf = vec![0; usize::try_from(bytes.len()).map_or(CHUNK, |n| n.min(CHUNK))];
+    let plain = plain(stack, bytes.len());
+    let ground = stack.levels.first().and_then(|level| level.device.file());
+    let mut buf = Vec::new();
     let mut at = Offset::new(0);
     loop {
-        let left = bytes.len().saturating_sub(at.get());
-        let take = usize::try_from(left).map_or(buf.len(), |n| n.min(buf.len()));
+        let mut left = bytes.len().saturating_sub(at.get());
+        let next = plain.partition_point(|(start, len, _)| start.saturating_add(*len) <= at.get());
+        if let (Some(ground), Some((start, len, place))) = (ground, plain.get(next)) {
+            match at.get().checked_sub(*start) {
+                None => left = start.saturating_sub(at.get()),
+                Some(skip) => {
+                    left = len.saturating_sub(skip);
+                    let most = left.min(CHUNK as u64);
+                    if let Some(done) = s.out.pass(ground, place.saturating_add(skip), most)? {
+                        progress.add(done);
+                        at = at.saturating_add(done);
+                        continue;
+                    }
+                }
+            }
+        }
+        let take = usize::try_from(left).map_or(CHUNK, |n| n.min(CHUNK));
+        if buf.len() < take {
+            buf.resize(take, 0);
+        }
         let Some(chunk) = buf.get_mut(..take).filter(|c| !c.is_empty()) else { return Ok(()) };
         if let Err(error) = bytes.read_at(at, chunk) {
             // A chunk is many sectors: print what can be read before the bad one.

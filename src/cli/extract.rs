@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
-use super::{End, PARTLY, Session, progress, signals};
+use super::{End, PARTLY, Session, progress, signals, small_pages};
 use crate::error::Error;
 use crate::extract::{self, Algorithm, Filter, Link, Options, log_beside};
 use crate::report::extracted::{Format, Report};
@@ -96,6 +96,7 @@ impl Extract {
             s.out.line("Nothing is left to do: the manifest is complete.")?;
             return Ok(0);
         }
+        small_pages();
         let stack = s.open(&self.address)?;
         let mut options = options;
         let manifest = self.manifest.as_deref().map(|path| self.open_manifest(path)).transpose()?;

@@ -192,8 +192,8 @@ impl Session<'_> {
     }
 }
 
-/// For a verb that writes a host: much is put together in small pieces, and many threads work with a little memory each. Huge
-/// pages, which are good for the tree of a walk, would make that much, all of it to be cleared first.
+/// For a verb that writes: much is put together in small pieces, and many threads work with a little memory each. Huge pages, which are
+/// good for the tree of a walk, would make that much, all of it to be cleared first.
 fn small_pages() {
     // Where the kernel has no such switch, more memory is taken, and that is all.
     let _ = rustix::thread::disable_transparent_huge_pages(true);

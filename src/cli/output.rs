@@ -21,10 +21,23 @@ enum State {
     Failed(io::Error),
 }
 
+/// A descriptor that the kernel moves bytes to.
+#[derive(Debug)]
+struct Kernel {
+    out: File,
+    /// Whether it is a file that the bytes of another one can be copied into, or shared with.
+    copies: bool,
+}
+
+/// Bytes of a pipe, so that its two ends wait for each other less often.
+const PIPE: usize = 1 << 20;
+
 /// Standard output and standard error.
 pub struct Output {
     buf: Vec<u8>,
     out: Option<Box<dyn Write + Send>>,
+    /// The same standard output, while the kernel may move bytes to it by itself.
+    kernel: Option<Kernel>,
     err: Option<Box<dyn Write + Send>>,
     state: State,
     go_on: bool,
@@ -37,14 +50,18 @@ impl Output {
         let err = rustix::io::dup(rustix::stdio::stderr());
         let mut this = Self::new(None, err.ok().map(|fd| Box::new(File::from(fd)) as Box<dyn Write + Send>));
         match out {
-            Ok(fd) => this.out = Some(Box::new(File::from(fd))),
+            Ok(fd) => {
+                let out = File::from(fd);
+                this.kernel = out.try_clone().ok().map(Kernel::new);
+                this.out = Some(Box::new(out));
+            }
             Err(cause) => this.state = State::Failed(cause.into()),
         }
         this
     }
     /// Any two.
     pub fn new(out: Option<Box<dyn Write + Send>>, err: Option<Box<dyn Write + Send>>) -> Self {
-        Self { buf: Vec::with_capacity(FULL), out, err, state: State::Open, go_on: false }
+        Self { buf: Vec::with_capacity(FULL), out, kernel: None, err, state: State::Open, go_on: false }
     }
     /// From here on no failure of standard output stops anything: what a verb that writes to a host calls first.
     pub fn never_stop(&mut self) {
@@ -95,6 +112,20 @@ impl Output {
         }
         self.bytes(bytes)
     }
+    /// Lets the kernel move bytes of a file, at most `len` from `at` on, after what was gathered; gives how many there were. None where it
+    /// can't, or something is wrong: then they are to be read and [written](Self::write), which tells what it is.
+    ///
+    /// # Errors
+    /// As [`row`](Self::row).
+    pub fn pass(&mut self, from: &File, at: u64, len: u64) -> Result<Option<u64>, Stopped> {
+        self.flush()?;
+        let Some(kernel) = &mut self.kernel else { return Ok(None) };
+        let done = kernel.pass(from, at, usize::try_from(len).unwrap_or(usize::MAX));
+        if done.is_none() {
+            self.kernel = None;
+        }
+        Ok(done)
+    }
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
         if let (State::Open, Some(out)) = (&self.state, &mut self.out)
             && let Err(cause) = write_all(out.as_mut(), bytes)
@@ -129,6 +160,30 @@ impl Output {
         {
             self.err = None;
         }
+    }
+}
+
+impl Kernel {
+    fn new(out: File) -> Self {
+        let stat = rustix::fs::fstat(&out);
+        let kind = stat.map(|s| rustix::fs::FileType::from_raw_mode(s.st_mode));
+        if kind == Ok(rustix::fs::FileType::Fifo) {
+            // A user may have only so many large pipes: then it stays as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(&out, PIPE);
+        }
+        Self { out, copies: kind == Ok(rustix::fs::FileType::RegularFile) }
+    }
+    /// Into a file as the file system copies best, which may be by sharing blocks; else out of the page cache, without a copy where
+    /// that is a pipe.
+    fn pass(&mut self, from: &File, at: u64, len: usize) -> Option<u64> {
+        let mut at = at;
+        if self.copies {
+            match rustix::fs::copy_file_range(from, Some(&mut at), &self.out, None, len) {
+                Ok(n) if n > 0 => return Some(n as u64),
+                _ => self.copies = false,
+            }
+        }
+        rustix::fs::sendfile(&self.out, from, Some(&mut at), len).ok().filter(|n| *n > 0).map(|n| n as u64)
     }
 }
 

@@ -96,3 +96,36 @@ fn info_shows_every_layer() {
     fs::write(&file, noise(2, 1 << 20)).unwrap();
     assert!(unimage(["info", file.to_str().unwrap()]).exits(0).stdout.contains("unknown"));
 }
+
+#[test]
+fn cat_lets_the_kernel_move_the_bytes() {
+    let guest = ntfs();
+    let dir = scratch();
+    let image = dir.path().join("disk.raw");
+    fs::copy(&guest.image, &image).unwrap();
+    let whole = fs::read(&image).unwrap();
+    let calls = |shell: &str| {
+        let trace = dir.path().join("trace");
+        let strace = format!("strace -f -o {} -e trace=sendfile,copy_file_range,write", trace.display());
+        let line = format!("{strace} {UNIMAGE} cat {} {shell}", image.display());
+        let done = std::process::Command::new("bash").args(["-o", "pipefail", "-c", &line]).output().unwrap();
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+        let moved = |call: &str| -> u64 {
+            let text = fs::read_to_string(&trace).unwrap();
+            let calls = text.lines().filter(|l| l.contains(call));
+            calls.filter_map(|l| l.rsplit("= ").next()?.parse::<u64>().ok()).sum()
+        };
+        (moved("sendfile(") + moved("copy_file_range("), moved("write("), done.stdout)
+    };
+    // To a pipe, to a file, and behind what is in a file, which the kernel leaves to us.
+    let (moved, written, seen) = calls("| cat");
+    assert!(moved == whole.len() as u64 && written < 4096 && seen == whole, "{moved}, {written}");
+    let file = dir.path().join("file");
+    let (moved, written, _) = calls(&format!("> {}", file.display()));
+    assert!(moved == whole.len() as u64 && written < 4096 && fs::read(&file).unwrap() == whole, "{moved}, {written}");
+    let (_, written, _) = calls(&format!(">> {}", file.display()));
+    assert!(written >= whole.len() as u64 && fs::read(&file).unwrap() == [&whole[..], &whole].concat(), "{written}");
+    // A reader that leaves ends it, and nothing is wrong.
+    let (.., seen) = calls("| head -c 10; true");
+    assert_eq!(seen, whole[..10]);
+}

@@ -179,5 +179,35 @@ fn a_manifest_that_has_no_room_is_said_before_anything_is_written() {
     ]);
     let said = said.exits(3);
     assert!(said.stderr.contains("manifest") && fs::read_dir(&out).unwrap().next().is_none(), "{said}");
-    let _ = rows;
+}
+
+/// 64 MiB and 200 bytes for each file: the manifest is not held, nor are bytes of files.
+#[test]
+fn memory_does_not_follow_the_bytes() {
+    const FILES: u64 = 40_000;
+    let dir = common::scratch();
+    let image = dir.path().join("guest.raw");
+    ext::make(&image, 600, "-t ext4 -b 4096 -N 50000");
+    {
+        let mount = ext::Mount::new(&image, "rw");
+        let mut noise = common::Noise::new(3);
+        for i in 0..FILES {
+            let folder = mount.path().join(format!("folder {:03}", i / 200));
+            if i % 200 == 0 {
+                fs::create_dir(&folder).unwrap();
+            }
+            fs::write(folder.join(format!("some file {i:06}.dat")), noise.bytes(if i % 2 == 0 { 10 } else { 200 }))
+                .unwrap();
+        }
+        fs::write(mount.path().join("large"), noise.bytes(300 << 20)).unwrap();
+    }
+    let (out, said) = (dir.path().join("out"), dir.path().join("time"));
+    let manifest = dir.path().join("m.jsonl");
+    let mut command = std::process::Command::new("/usr/bin/time");
+    command.args(["-q", "-f", "%M", "-o"]).arg(&said).arg(common::UNIMAGE).arg("extract").arg(&image).arg(&out);
+    command.arg("--manifest").arg(&manifest).args(["--hash", "sha256"]);
+    assert!(command.status().unwrap().success());
+    let peak: u64 = fs::read_to_string(&said).unwrap().trim().parse().unwrap();
+    assert!(peak << 10 <= (64 << 20) + 200 * FILES, "{peak} KiB for {FILES} files");
+    assert_eq!(rows(&manifest)["*"]["files"], FILES + 1);
 }

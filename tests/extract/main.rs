@@ -6,10 +6,12 @@ mod common;
 mod ext_support;
 
 mod cli;
+mod containers;
 mod foreseen;
 mod full;
 mod hostile;
 mod keep;
+mod media;
 mod resume;
 mod share;
 mod support;

@@ -7,7 +7,7 @@ use super::support::{Volume, extract, shared_bytes, with_method, written};
 use crate::common::{self, guest, same_tree};
 use crate::ext_support as ext;
 
-fn check(volume: &Volume) {
+pub fn check(volume: &Volume) {
     volume.unmount();
     let image = volume.image.to_str().unwrap();
     match common::run("blkid", ["-o", "value", "-s", "TYPE", image]).stdout.trim() {
@@ -18,7 +18,7 @@ fn check(volume: &Volume) {
 }
 
 /// An ext4 guest with large and small files, aligned to 4 KiB.
-fn ext_guest(image: &Path) {
+pub fn ext_guest(image: &Path) {
     ext::make(image, 160, "-t ext4 -b 4096");
     let mount = ext::Mount::new(image, "rw");
     let mut noise = common::Noise::new(9);

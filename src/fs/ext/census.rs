@@ -116,7 +116,7 @@ impl Ext {
     pub(super) fn census(&self) -> Result<Census> {
         let s = &self.superblock;
         let mut found = self.gather();
-        let tree = self.build(&mut found)?;
+        let tree = self.build(&mut found, true)?;
         let mut faults = Faults::default();
         for p in tree.problems() {
             faults.add("damage", || format!("damage: {}", p.what));

@@ -64,7 +64,9 @@ impl Ext {
         all
     }
 
-    pub(super) fn build(&self, found: &mut Found) -> Result<Tree> {
+    /// The tree of what was gathered. `keep`: inodes and maps are needed afterwards; otherwise they go as soon as may be, as they
+    /// take more memory than the tree.
+    pub(super) fn build(&self, found: &mut Found, keep: bool) -> Result<Tree> {
         let attributes = self.attributes(&found.nodes, &found.maps, &mut found.problems);
         let mut b = TreeBuilder::new();
         b.reserve(found.nodes.len());
@@ -107,6 +109,9 @@ impl Ext {
                 self.stream(&mut b, id, (node, map), encrypted, &mut pieces, &mut found.problems);
             }
         }
+        if !keep {
+            (found.nodes, found.maps) = Default::default();
+        }
         // Names that follow each other mostly lead to inodes that do.
         let place = |number: u32, near: usize| -> Option<usize> {
             let guess = [near, near.saturating_add(1)].into_iter().find(|at| numbers.get(*at) == Some(&number));
@@ -142,13 +147,14 @@ impl Ext {
                 (None, _) => {}
             }
         }
-        for (id, node) in ids.iter().zip(&found.nodes) {
+        for (id, number) in ids.iter().zip(&numbers) {
             if let Some(id) = id
                 && *id != root
                 && named.get(id.index()) == Some(&false)
             {
-                let e = Error::corrupt(format!("ext inode {}", node.number), node.at, "a name that leads to it");
-                found.problems.push((node.number, e));
+                let at = self.inode_at(*number).unwrap_or_default();
+                let e = Error::corrupt(format!("ext inode {number}"), at, "a name that leads to it");
+                found.problems.push((*number, e));
             }
         }
         for e in &self.problems {
@@ -216,6 +222,6 @@ impl Ext {
     /// # Errors
     /// Where there is no root directory.
     pub(super) fn walk(&self) -> Result<Tree> {
-        self.build(&mut self.gather())
+        self.build(&mut self.gather(), false)
     }
 }

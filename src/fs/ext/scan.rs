@@ -56,6 +56,10 @@ impl Stretch<'_> {
     fn used(&self, index: u32) -> bool {
         self.bits.is_none_or(|b| b.get((index >> 3) as usize).is_some_and(|byte| byte >> (index & 7) & 1 == 1))
     }
+    /// How many inodes it has in use, at most.
+    fn count(&self) -> usize {
+        self.range.clone().filter(|i| self.used(*i)).count()
+    }
     fn at(&self, index: u32, size: u64) -> Offset<Volume> {
         self.table.saturating_add(u64::from(index).saturating_mul(size))
     }
@@ -194,14 +198,23 @@ impl Ext {
         for ((n, g, bits), _) in groups.into_iter().zip(good).filter(|g| g.1) {
             self.stretches(n, g, bits, &mut stretches);
         }
-        let parts: Vec<Scan> =
-            stretches.par_iter().map_init(Vec::new, |buffer, stretch| self.scan_stretch(stretch, buffer)).collect();
-        // One copy at the end: growing by and by would copy all of them several times.
-        scan.nodes.reserve_exact(parts.iter().map(|p| p.nodes.len()).sum());
-        for part in parts {
-            scan.nodes.extend(part.nodes);
-            scan.problems.extend(part.problems);
+        // Each stretch fills its own part of one list: lists of their own would be held twice while they are joined.
+        let counts: Vec<usize> = stretches.iter().map(Stretch::count).collect();
+        let mut nodes: Vec<Option<Node>> = Vec::new();
+        nodes.resize_with(counts.iter().sum(), || None);
+        let mut rooms = Vec::with_capacity(stretches.len());
+        let mut rest = nodes.as_mut_slice();
+        for (stretch, count) in stretches.iter().zip(counts) {
+            let (room, more) = rest.split_at_mut(count.min(rest.len()));
+            rooms.push((stretch, room));
+            rest = more;
         }
+        let problems: Vec<Vec<Trouble>> = rooms
+            .into_par_iter()
+            .map_init(Vec::new, |buffer, (stretch, room)| self.scan_stretch(stretch, room, buffer))
+            .collect();
+        scan.problems.extend(problems.into_iter().flatten());
+        scan.nodes = nodes.into_iter().flatten().collect();
         scan
     }
     /// The inode bitmaps of the groups that have one whose checksum is right.
@@ -271,39 +284,38 @@ impl Ext {
             }
         }
     }
-    /// The inodes of a stretch; `buffer` is room that is used again and again.
-    fn scan_stretch(&self, stretch: &Stretch<'_>, buffer: &mut Vec<u8>) -> Scan {
+    /// The inodes of a stretch, into `room`, which has a place for each that is in use; `buffer` is room that is used again and again.
+    fn scan_stretch(&self, stretch: &Stretch<'_>, room: &mut [Option<Node>], buffer: &mut Vec<u8>) -> Vec<Trouble> {
         let size = u64::from(self.superblock.inode_size);
-        let mut scan = Scan::default();
+        let mut problems = Vec::new();
         let at = stretch.at(stretch.range.start, size);
         let len = (stretch.range.len() as u64).saturating_mul(size);
         buffer.resize(usize::try_from(len).unwrap_or(0), 0);
         if let Err(e) = self.volume.read_at(at, buffer) {
-            self.scan_slowly(stretch, &mut scan);
-            scan.problems.push((0, e));
-            return scan;
+            self.scan_slowly(stretch, room, &mut problems);
+            problems.push((0, e));
+            return problems;
         }
         let in_use = |(index, _): &(u32, &[u8])| stretch.used(*index);
-        scan.nodes.reserve_exact(stretch.range.clone().filter(|i| stretch.used(*i)).count());
         let all = stretch.range.clone().zip(buffer.chunks_exact(usize::from(self.superblock.inode_size)));
-        for (index, one) in all.filter(in_use) {
+        for ((index, one), place) in all.filter(in_use).zip(room) {
             let number = stretch.first.saturating_add(index);
-            scan.nodes.extend(Node::decode(self, number, stretch.at(index, size), one, &mut scan.problems));
+            *place = Node::decode(self, number, stretch.at(index, size), one, &mut problems);
         }
-        scan
+        problems
     }
     /// A stretch of a table that can't be read at once: inode by inode.
-    fn scan_slowly(&self, stretch: &Stretch<'_>, scan: &mut Scan) {
+    fn scan_slowly(&self, stretch: &Stretch<'_>, room: &mut [Option<Node>], problems: &mut Vec<Trouble>) {
         let size = u64::from(self.superblock.inode_size);
-        for index in stretch.range.clone().filter(|i| stretch.used(*i)) {
+        for (index, place) in stretch.range.clone().filter(|i| stretch.used(*i)).zip(room) {
             let at = stretch.at(index, size);
             if at.get() >= self.volume.len() {
                 break;
             }
             let number = stretch.first.saturating_add(index);
             match self.volume.read_vec(at, usize::from(self.superblock.inode_size)) {
-                Ok(bytes) => scan.nodes.extend(Node::decode(self, number, at, &bytes, &mut scan.problems)),
-                Err(e) => scan.problems.push((number, e)),
+                Ok(bytes) => *place = Node::decode(self, number, at, &bytes, problems),
+                Err(e) => problems.push((number, e)),
             }
         }
     }
