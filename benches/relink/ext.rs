@@ -54,8 +54,17 @@ fn made(name: &str, fill: impl FnOnce(&Path, &mut Noise)) -> Guest {
 
 /// 200,000 files of 100 and 3,000 bytes, a hundred in a folder.
 pub fn many_files() -> Guest {
-    made("many", |root, noise| {
-        for i in 0..200_000_usize {
+    small("many", 200_000)
+}
+
+/// The fifth part of them.
+pub fn small_files() -> Guest {
+    small("small", 40_000)
+}
+
+fn small(name: &str, files: usize) -> Guest {
+    made(name, |root, noise| {
+        for i in 0..files {
             let dir = root.join(format!("folder {:02}/sub folder {:04}", i / 10_000, i / 100));
             if i % 100 == 0 {
                 fs::create_dir_all(&dir).unwrap();

@@ -30,19 +30,20 @@ impl Failing {
             r#"{{"type":"fuse","id":"export","node-name":"node","mountpoint":"{}","writable":false}}"#,
             path.display()
         );
-        let mut server = Command::new("qemu-storage-daemon")
+        let server = Command::new("qemu-storage-daemon")
             .args(["--blockdev", &file, "--blockdev", &node, "--export", &export])
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("qemu-storage-daemon: {e}; tests/run.sh installs what is needed"));
+        // Ended when dropped, also by a panic below.
+        let this = Self { path, server };
         let len = fs::metadata(image).unwrap().len();
         for _ in 0..500 {
-            if fs::metadata(&path).is_ok_and(|m| m.len() == len) {
-                return Self { path, server };
+            if fs::metadata(&this.path).is_ok_and(|m| m.len() == len) {
+                return this;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        let _ = server.kill();
         panic!("qemu-storage-daemon serves nothing");
     }
 }
