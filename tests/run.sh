@@ -13,7 +13,7 @@ fi
 needs=(
     mkfs.fat:dosfstools mcopy:mtools mkntfs:ntfs-3g fusefat:fusefat fls:sleuthkit 7z:p7zip-full sfdisk:fdisk
     sgdisk:gdisk mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse mkfs.ext4:e2fsprogs debugfs:e2fsprogs mkfs.xfs:xfsprogs
-    mkfs.btrfs:btrfs-progs qemu-img:qemu-utils strace:strace losetup:mount fusermount3:fuse3 zstd:zstd
+    mkfs.btrfs:btrfs-progs qemu-img:qemu-utils qemu-storage-daemon:qemu-utils strace:strace losetup:mount fusermount3:fuse3 zstd:zstd
     setfattr:attr cc:gcc genisoimage:genisoimage xorriso:xorriso ewfacquire:ewf-tools python3:python3
 )
 PATH=$PATH:/usr/sbin:/sbin
