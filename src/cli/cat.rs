@@ -14,8 +14,9 @@ use crate::stack::{Level, Stack, Target};
 
 /// Bytes that are read and written at a time, and that the kernel moves at a time.
 const CHUNK: usize = 4 << 20;
-/// Bytes from which on it is worth while to look where they lie.
+/// Bytes from which on it is worth while to look where they lie, and of which that is looked up at a time.
 const LARGE: u64 = 1 << 20;
+const LOOKED_UP: u64 = 256 << 20;
 
 /// Print the bytes of a file, an alternate data stream, a volume or a disk
 ///
@@ -81,26 +82,22 @@ fn stream(level: &Level, v: usize, id: StreamId) -> Result<Bytes, Error> {
     Ok(Bytes::Stream(guest.fs()?.open(&*guest.tree()?, id)? as _))
 }
 
-/// Stretches that lie as they are in the source itself, which is a file or device: first byte, bytes, and where there; in order.
-fn plain(stack: &Stack, len: u64) -> Vec<(u64, u64, u64)> {
-    if len < LARGE {
-        return Vec::new();
-    }
-    // What can't be looked up can be read all the same, or reading says why not.
-    let all = levels::trace(stack, &names(&stack.address)).unwrap_or_default();
-    let down = all.columns.len();
-    let whole = |p: &&levels::Piece| p.end == levels::End::Stored && p.file.is_none() && p.at.len() == down;
-    all.pieces.iter().filter(whole).filter_map(|p| Some((p.start, p.len, *p.at.last()?))).collect()
-}
-
 fn copy<S: Space>(s: &mut Session<'_>, stack: &Stack, bytes: &dyn ReadAt<S>) -> Result<(), End> {
     let progress = Progress::new("reading", Some(bytes.len()));
-    let plain = plain(stack, bytes.len());
+    // What can't be looked up can be read all the same, or reading says why not.
+    let names = names(&stack.address);
+    let levels = if bytes.len() < LARGE { None } else { levels::trace(stack, &names).ok() };
+    // Stretches that lie as they are in the source, which is a file or device; and how far they are known.
+    let (mut plain, mut known) = (Vec::new(), 0u64);
     let ground = stack.levels.first().and_then(|level| level.device.file());
     let mut buf = Vec::new();
     let mut at = Offset::new(0);
     loop {
         let mut left = bytes.len().saturating_sub(at.get());
+        if let Some(levels) = levels.as_ref().filter(|_| at.get() >= known && left > 0) {
+            known = at.get().saturating_add(left.min(LOOKED_UP));
+            plain = levels.on_ground(at.get()..known).unwrap_or_default();
+        }
         let next = plain.partition_point(|(start, len, _)| start.saturating_add(*len) <= at.get());
         if let (Some(ground), Some((start, len, place))) = (ground, plain.get(next)) {
             match at.get().checked_sub(*start) {

@@ -275,6 +275,15 @@ impl<'s> Levels<'s> {
         self.steps.iter().try_for_each(|step| step(&mut all))?;
         Ok(all)
     }
+    /// What of `range` lies as it is in the ground source itself: first byte, bytes, and where there; in order.
+    ///
+    /// # Errors
+    /// What reading the layers' tables meets.
+    pub fn on_ground(&self, range: Range<u64>) -> Result<Vec<(u64, u64, u64)>> {
+        let all = self.follow(range)?;
+        let there = |p: &Piece<'_>| p.end == End::Stored && p.file.is_none() && p.at.len() == self.columns.len();
+        Ok(all.pieces().filter(there).filter_map(|p| Some((p.start, p.len, *p.at.last()?))).collect())
+    }
     fn window(&self, range: Range<u64>, row: &(impl Fn(&Piece<'_>, &mut Vec<u8>) + Sync)) -> Result<Window> {
         let all = self.follow(range)?;
         let mut pieces = all.pieces();
