@@ -23,6 +23,7 @@ fn run(shape: Shape, guest_len: u64) {
         base,
         len: host.len,
         in_use: host.exfat.in_use(&host.before),
+        reuse: false,
         probe: host.dir.path().join("probe.img"),
         check: Box::new(move |file| fsck_exfat(file, base, shape.len)),
     };

@@ -23,6 +23,7 @@ fn run(shape: Shape) {
         base: host.base,
         len: host.len,
         in_use: host.in_use(),
+        reuse: false,
         probe: dir.path().join("probe.raw"),
         check: Box::new(host.checker()),
     };

@@ -22,6 +22,7 @@ fn run(shape: Shape, guest_len: u64) {
         base: host.base,
         len: host.len,
         in_use: host.fat.in_use(&host.before),
+        reuse: false,
         probe: host.dir.path().join("probe.img"),
         check: Box::new(move |file| fsck_fat(file, base, shape.len)),
     };
@@ -49,6 +50,7 @@ fn two_files_that_make_up_an_image() {
         base: host.base,
         len: host.len,
         in_use: host.fat.in_use(&host.before),
+        reuse: false,
         probe: host.dir.path().join("probe.img"),
         check: Box::new(move |file| fsck_fat(file, 0, shape.len)),
     };

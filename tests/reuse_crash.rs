@@ -28,10 +28,11 @@ fn exfat() {
             base: host.base,
             len: host.len,
             in_use: host.exfat.in_use(&host.before),
+            reuse: true,
             probe: host.dir.path().join("probe.img"),
             check: Box::new(move |file| fsck_exfat(file, 0, shape.len)),
         };
-        crash::run_reusing(bench, common::long() || fragments == 1);
+        crash::run(bench, common::long() || fragments == 1);
     }
 }
 
@@ -51,10 +52,11 @@ fn fat() {
             base: host.base,
             len: host.len,
             in_use: host.fat.in_use(&host.before),
+            reuse: true,
             probe: host.dir.path().join("probe.img"),
             check: Box::new(move |file| fsck_fat(file, 0, shape.len)),
         };
-        crash::run_reusing(bench, common::long());
+        crash::run(bench, common::long());
     }
 }
 
@@ -126,10 +128,11 @@ fn ext() {
         base: 0,
         len,
         in_use: others(&free, len),
+        reuse: true,
         probe: dir.path().join("probe.img"),
         check: Box::new(e2fsck),
     };
-    crash::run_reusing(bench, common::long());
+    crash::run(bench, common::long());
 }
 
 /// What ntfsresize and ntfsfix say too much.
@@ -172,8 +175,9 @@ fn ntfs() {
         base: 0,
         len,
         in_use: others(&free, len),
+        reuse: true,
         probe: dir.path().join("probe.img"),
         check: Box::new(ntfsfix),
     };
-    crash::run_reusing(bench, common::long());
+    crash::run(bench, common::long());
 }

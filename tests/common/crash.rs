@@ -30,6 +30,8 @@ pub struct Bench {
     /// A file for the checker, and what it says too much about it.
     pub probe: PathBuf,
     pub check: Check,
+    /// Whether it is so full that units of the image are filled: there is no way back once that has begun, and no undo.
+    pub reuse: bool,
 }
 
 struct Scene {
@@ -46,7 +48,8 @@ struct Scene {
 fn quiet(_: &'static str, _: u64, _: u64) {}
 
 impl Scene {
-    fn new(host: Bench, reuse: bool) -> Self {
+    fn new(host: Bench) -> Self {
+        let reuse = host.reuse;
         let address = Address::parse(OsStr::new(&host.image)).unwrap();
         let mut stack = stack::open(&address, OpenOptions::default()).unwrap();
         stack.descend(OpenOptions::default()).unwrap();
@@ -186,29 +189,9 @@ impl Scene {
     }
 }
 
-/// The same on a host that is so full that units of the image are filled: there is no way back once that has begun, and no undo.
-#[allow(dead_code, reason = "not every host is filled up")]
-pub fn run_reusing(host: Bench, twice: bool) {
-    let mut scene = Scene::new(host, true);
-    scene.twice = twice;
-    let start = Machine::new(scene.before.clone(), 7);
-    let ends = scene.everywhere(&start, "commit", &|s, m| drop(s.commit(m)));
-    assert!(ends.contains_key("before") && ends["after"] > 10, "{ends:?}");
-    let done = start.fork(0);
-    done.arm(None);
-    scene.commit(&done).unwrap();
-    done.restart(Surviving::Nothing);
-    done.arm(None);
-    let error = scene.undo(&done).unwrap_err();
-    assert!(error.exit_code() == 4 && error.to_string().contains("undo is off"), "{error}");
-    assert_eq!(done.ticks(), 0, "an undo that is refused writes");
-    assert!(done.host_bytes() == scene.after);
-}
-
 /// Cuts the power everywhere; with `twice` also in every recovery.
-#[allow(dead_code, reason = "some hosts are only filled up")]
 pub fn run(host: Bench, twice: bool) {
-    let mut scene = Scene::new(host, false);
+    let mut scene = Scene::new(host);
     scene.twice = twice;
     let start = Machine::new(scene.before.clone(), 7);
     let ends = scene.everywhere(&start, "commit", &|s, m| drop(s.commit(m)));
@@ -217,6 +200,14 @@ pub fn run(host: Bench, twice: bool) {
     done.arm(None);
     scene.commit(&done).unwrap();
     done.restart(Surviving::Nothing);
+    if scene.host.reuse {
+        done.arm(None);
+        let error = scene.undo(&done).unwrap_err();
+        assert!(error.exit_code() == 4 && error.to_string().contains("undo is off"), "{error}");
+        assert_eq!(done.ticks(), 0, "an undo that is refused writes");
+        assert!(done.host_bytes() == scene.after);
+        return;
+    }
     let ends = scene.everywhere(&done, "undo", &|s, m| drop(s.undo(m)));
     assert!(ends.contains_key("before"), "{ends:?}");
     // The whole undo.
