@@ -53,9 +53,16 @@ impl Case {
     #[track_caller]
     fn ends(&self, image: &str, code: i32, word: &str) {
         let whole = format!("{image}//");
-        for verb in
-            [vec!["info", image], vec!["ls", &whole], vec!["map", &whole], vec!["cat", &format!("{image}//p1/x")]]
-        {
+        let (file, dest) = (format!("{image}//p1/x"), self.text("vm/out"));
+        for verb in [
+            vec!["info", image],
+            vec!["ls", &whole],
+            vec!["map", &whole],
+            vec!["cat", &file],
+            vec!["plan", image],
+            vec!["extract", &whole, &dest],
+            vec!["diff", &whole, &whole],
+        ] {
             let (out, opened) = self.traced(&verb);
             assert_eq!(out.code, code, "{out}");
             assert!(out.stderr.contains(word), "{out}");

@@ -273,6 +273,27 @@ fn not_closed() {
     assert!(got == want);
 }
 
+/// Two entries that lead to one cluster, and one that leads to a table of the image itself: read as qemu reads them.
+#[test]
+fn entries_that_overlap() {
+    let dir = scratch();
+    let path = dir.path().join("d.qcow2");
+    create(&path, "", None, 1 << 20);
+    ok("qemu-io", ["-f", "qcow2", "-c", "write -P 5 0 64k", "-c", "write -P 6 64k 128k", path.to_str().unwrap()]);
+    let mut bytes = fs::read(&path).unwrap();
+    let number = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l1 = number(&bytes, 40) as usize;
+    let l2 = (number(&bytes, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+    let first = bytes[l2..l2 + 8].to_vec();
+    bytes[l2 + 8..l2 + 16].copy_from_slice(&first);
+    bytes[l2 + 24..l2 + 32].copy_from_slice(&(1u64 << 63 | l2 as u64).to_be_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let disk = open(&path).unwrap();
+    let want = crate::qemu::bytes(&path, "qcow2");
+    assert!(content(&disk) == want && want[65_536..131_072] == want[..65_536] && want[196_608..] != [0; 851_968]);
+    crate::qemu::same_extents(&disk, &path, "qcow2");
+}
+
 #[test]
 fn large_and_sparse() {
     let mut random = Noise::new(26);
