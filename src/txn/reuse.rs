@@ -275,6 +275,10 @@ impl Reuse {
         for (at, len) in free {
             room.put(self.floor(*at), self.floor(at.saturating_add(*len)));
         }
+        // First of all: a guest may claim any size.
+        if self.needed() > room.units.saturating_add(self.units()) {
+            return None;
+        }
         let mut readers = Readers::default();
         for (at, len) in &self.left {
             readers.0.insert(self.floor(*at), (self.floor(at.saturating_add(*len)), 0));
@@ -294,9 +298,6 @@ impl Reuse {
             }
         }
         let units = |parts: &VecDeque<Part>| parts.iter().map(|p| p.units).fold(0, u64::saturating_add);
-        if units(&decoded).saturating_add(units(&plain)) > room.units.saturating_add(self.units()) {
-            return None;
-        }
         let mut now = Pool::default();
         readers.unread(&mut now);
         let mut work = Work { reuse: self, index: &index, readers, given: Vec::new(), kept: Vec::new() };

@@ -9,7 +9,7 @@ use unimage::txn::{
     commit, recover, undo,
 };
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Surviving};
 
 /// Sectors of the host volume.
 pub const SECTORS: u64 = 160;
@@ -276,6 +276,21 @@ impl Case {
                 assert!(disk == self.after(), "{what}: not exactly as afterwards");
             }
             _ => assert!(self.is_before(&disk), "{what}: not exactly as before"),
+        }
+        // What the recovery relied on is durable: after a power cut, too, the host comes to that state.
+        let cut = machine.fork(9);
+        cut.restart(Surviving::Nothing);
+        if Journal::open(cut.journal()).is_err() {
+            assert!(cut.host_bytes() == self.disk, "{what}: no journal after a power cut, and the host was touched");
+        } else {
+            run_recover(&cut).unwrap_or_else(|e| panic!("{what}, after a power cut: {e}"));
+            let disk = cut.host_bytes();
+            match outcome {
+                Recovered::Forward | Recovered::AlreadyDone => {
+                    assert!(disk == self.after(), "{what}: after a power cut not as afterwards");
+                }
+                _ => assert!(self.is_before(&disk), "{what}: after a power cut not as before"),
+            }
         }
         machine.arm(None);
         let again = run_recover(machine).unwrap_or_else(|e| panic!("{what}, again: {e}"));

@@ -45,7 +45,13 @@ fn crashes(
 }
 
 /// Kills `act` everywhere, recovers, and kills that recovery everywhere.
-fn kill_everywhere(case: &Case, start: &Machine, seed: u64, act: &dyn Fn(&Machine), what: &str) -> HashSet<Recovered> {
+pub fn kill_everywhere(
+    case: &Case,
+    start: &Machine,
+    seed: u64,
+    act: &dyn Fn(&Machine),
+    what: &str,
+) -> HashSet<Recovered> {
     let mut outcomes = HashSet::new();
     let mut seen = HashSet::new();
     let mut states = Vec::new();
@@ -70,7 +76,7 @@ fn kill_everywhere(case: &Case, start: &Machine, seed: u64, act: &dyn Fn(&Machin
 }
 
 /// Every write and sync of `act` fails once, and recovery then works without a restart.
-fn fail_everywhere(case: &Case, start: &Machine, act: &dyn Fn(&Machine) -> Result<()>, what: &str) {
+pub fn fail_everywhere(case: &Case, start: &Machine, act: &dyn Fn(&Machine) -> Result<()>, what: &str) {
     let whole = start.fork(0);
     whole.arm(None);
     act(&whole).unwrap();

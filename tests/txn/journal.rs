@@ -11,7 +11,7 @@ use unimage::txn::{
 use crate::case::{Case, Dice, run_recover};
 use crate::machine::{Fault, Machine, Surviving};
 
-fn journal_bytes(machine: &Machine) -> Vec<u8> {
+pub fn journal_bytes(machine: &Machine) -> Vec<u8> {
     let medium = machine.journal().medium;
     let mut bytes = vec![0; medium.len() as usize];
     medium.read_at(0, &mut bytes).unwrap();
@@ -19,7 +19,7 @@ fn journal_bytes(machine: &Machine) -> Vec<u8> {
 }
 
 /// The same host, with another journal.
-fn with_journal(host: Vec<u8>, journal: &[u8]) -> Machine {
+pub fn with_journal(host: Vec<u8>, journal: &[u8]) -> Machine {
     let machine = Machine::new(host, 1);
     machine.journal().medium.write_at(0, journal).unwrap();
     machine.journal().medium.sync().unwrap();

@@ -6,4 +6,5 @@ mod crash;
 mod journal;
 #[path = "../common/machine.rs"]
 mod machine;
+mod moves;
 mod refusals;
