@@ -67,7 +67,7 @@ struct Way {
 }
 
 /// Seconds after which a slow way is stopped.
-const STOP: &str = "60";
+const STOP: &str = "30";
 
 impl Way {
     fn run(&self, dir: &Path) -> Cost {
@@ -110,10 +110,11 @@ fn ways(guest: &Guest, kind: &str, mounted: &Path, volume: &Path, beside: Option
     if !ntfs {
         way("debugfs rdump", Whose::Peer, false, &["debugfs", "-R", "rdump / {out}", image]);
     }
-    if common::guest::have("target-fs") {
+    // Some milliseconds for each file: one destination is enough.
+    if beside.is_none() && common::guest::have("target-fs") {
         let command = ["timeout", STOP, "target-fs", "-q", image, "cp", "/*", "-o", "{out}"];
         way("dissect target-fs cp", Whose::Peer, false, &command);
-    } else {
+    } else if beside.is_none() {
         println!("(no target-fs: pip install dissect.target dissect.extfs dissect.ntfs)");
     }
     let qcow2_name = qcow2.to_str().unwrap();
