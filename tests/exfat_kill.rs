@@ -111,3 +111,8 @@ fn killed_at_every_call_of_a_commit_to_a_full_host() {
 fn killed_at_every_call_of_a_recovery_of_a_full_host() {
     kill_recoveries(&full(), if common::long() { 100 } else { 2 });
 }
+
+#[test]
+fn every_call_of_a_commit_to_a_full_host_fails_once() {
+    fail_everywhere(&full(), "relink", &|s| s.host.reset());
+}

@@ -2,16 +2,25 @@
 //! promise. The same checks are what the fuzzer runs (`fuzz/`); `tests/run.sh --long` gives them more rounds.
 
 mod common;
+mod exfat_support;
+#[expect(dead_code, reason = "only power cuts are used here")]
+#[path = "common/machine.rs"]
+mod machine;
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::host::json_lines;
 use common::mutate::{busy, mutate};
-use common::{Noise, long, ok, scratch, unimage};
+use common::{Noise, guest, long, ok, scratch, unimage};
+use machine::{Fault, Machine, Surviving};
+use unimage::relink::{self, Options};
+use unimage::stack::{self, Address, OpenOptions};
+use unimage::txn::HostVolume;
 
 type Target = fn(&[u8]);
 
@@ -113,6 +122,67 @@ fn no_mutation_of_a_journal_breaks_a_promise() {
         let host = if noise.below(2) == 0 { &before } else { &after };
         let data = [&[noise.below(6) as u8, frames.len() as u8], frames.concat().as_slice(), host].concat();
         targets::journal(&data);
+        rounds += 1;
+    }
+    println!("{rounds} journals");
+}
+
+/// The same of journals of a host that is so full that units of the image are filled, on that host as it is at each moment of the
+/// relink.
+#[test]
+fn no_mutation_of_a_journal_of_a_full_host_breaks_a_promise() {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    guest::tight(&image, 72 << 10, 5 << 10);
+    let shape = exfat_support::host::Shape { unit: "1K", len: 512 << 10, fragments: 5, partition: false };
+    let mut host = exfat_support::host::Host::with(shape, &image, &["-b", "64K"]);
+    host.fill_up(3);
+    let address = Address::parse(OsStr::new(&host.path("DISK.raw"))).unwrap();
+    let mut stack = stack::open(&address, OpenOptions::default()).unwrap();
+    stack.descend(OpenOptions::default()).unwrap();
+    let prepared = relink::prepare(&stack, &Options { reuse: true, ..Options::default() }).unwrap();
+    assert_eq!(prepared.refusals, Vec::<String>::new());
+    let batches = prepared.plan.totals.space.reusing().unwrap().batches;
+    assert!((3..15).contains(&batches), "{batches}");
+    // The hosts of all moments; the last one is finished.
+    let (before, mut hosts) = (fs::read(&host.file).unwrap(), Vec::new());
+    let journal = loop {
+        let machine = Machine::new(before.clone(), 1);
+        machine.arm(Some((hosts.len() as u64, Fault::PowerCut)));
+        let volume = HostVolume::new(machine.host(), host.base, host.len).unwrap();
+        let done = prepared.commit_on(&volume, machine.journal(), &|_, _, _| ());
+        machine.restart(Surviving::All);
+        hosts.push(machine.host_bytes());
+        if done.is_ok() {
+            let medium = machine.journal().medium;
+            let mut bytes = vec![0; medium.len() as usize];
+            medium.read_at(0, &mut bytes).unwrap();
+            break bytes;
+        }
+    };
+    let frames = frames(&journal);
+    assert!(frames.len() >= 8, "{}", frames.len());
+    let data = |state: u8, durable: u64, frames: &[Vec<u8>], host: &[u8]| {
+        [&[state | 8 | (durable as u8) << 4, frames.len() as u8], frames.concat().as_slice(), host].concat()
+    };
+    // As they are, they are finished from each moment on at which the quarantine stands: else mutations would say nothing.
+    let after = hosts.last().unwrap();
+    let ends = |host: &&Vec<u8>| targets::recovered(&data(6, 0, &frames, host)).is_some_and(|end| end == *after);
+    let finished = hosts.iter().filter(ends).count();
+    assert!(finished > 10, "{finished} of {}", hosts.len());
+    let limit = Duration::from_secs(if long() { 120 } else { 6 });
+    let (start, mut noise, mut rounds) = (Instant::now(), Noise::new(2026), 0_u32);
+    while start.elapsed() < limit {
+        let mut frames = frames.clone();
+        if rounds % 5 != 0 {
+            let which = noise.below(frames.len() as u64) as usize;
+            let places: Vec<usize> = (0..frames[which].len()).step_by(512).collect();
+            mutate_frame(&mut frames[which], &places, &mut noise);
+        }
+        let host = &hosts[noise.below(hosts.len() as u64) as usize];
+        // Mostly *reusing*.
+        let state = if noise.below(2) == 0 { 6 } else { noise.below(8) as u8 };
+        targets::journal(&data(state, noise.below(batches + 1), &frames, host));
         rounds += 1;
     }
     println!("{rounds} journals");

@@ -7,7 +7,7 @@ mod kill;
 
 use std::path::{Path, PathBuf};
 
-use common::host::{Host, Place, Shape, rows};
+use common::host::{Host, Place, Shape, json_lines, rows};
 use common::{Seens, UNIMAGE, guest, scratch};
 use kill::{Bed, Scene, fail_everywhere, kill_everywhere, kill_recoveries};
 
@@ -115,8 +115,7 @@ fn a_closed_or_full_terminal_does_not_change_what_is_committed() {
 }
 
 /// On a full host: units of the image are filled.
-#[test]
-fn killed_at_every_call_of_a_commit_to_a_full_host() {
+fn full() -> Scene<Host> {
     let dir = scratch();
     let image = dir.path().join("guest");
     let files = guest::tight(&image, 96 << 10, 5 << 10);
@@ -124,8 +123,24 @@ fn killed_at_every_call_of_a_commit_to_a_full_host() {
     let mut host = Host::new(shape, &image);
     host.fill_up(3);
     let done = host.relink(&["--reuse", "--commit", "--json"]).exits(0);
+    let summary = json_lines(&done.stdout).2;
+    assert!(summary["reuse"]["batches"].as_u64() > Some(2), "{summary}");
     host.relinked(&rows(&done.stdout), &files);
-    let scene = Scene::of(host);
-    let ends = kill_everywhere(&scene, "relink", &|s| s.host.reset());
+    Scene::of(host)
+}
+
+#[test]
+fn killed_at_every_call_of_a_commit_to_a_full_host() {
+    let ends = kill_everywhere(&full(), "relink", &|s| s.host.reset());
     assert!(ends.contains_key("before") && ends["after"] > 10, "{ends:?}");
+}
+
+#[test]
+fn killed_at_every_call_of_a_recovery_of_a_full_host() {
+    kill_recoveries(&full(), if common::long() { 100 } else { 2 });
+}
+
+#[test]
+fn every_call_of_a_commit_to_a_full_host_fails_once() {
+    fail_everywhere(&full(), "relink", &|s| s.host.reset());
 }

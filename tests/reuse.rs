@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::host::{Place, Row, json_lines, rows};
-use common::{Loop, Mount, Noise, Out, Seens, ok, same_tree, scratch, tree, unimage};
+use common::{Loop, Mount, Noise, Out, Seens, ok, same_tree, scratch, sha256_file, tree, unimage};
 
 const MIB: u64 = 1 << 20;
 
@@ -96,6 +96,36 @@ impl Plain {
         let free = rustix::fs::statvfs(root).unwrap().f_bfree;
         fs::write(&filler, Noise::new(7).bytes((free - leave) as usize * 4096)).unwrap();
     }
+    /// NTFS with the image, and about so many free clusters.
+    fn ntfs(image: &Path, mib: u64, leave: u64) -> Self {
+        let host = Self::new(mib * MIB);
+        ok("mkntfs", args!["-q", "-F", "-Q", "-p", "0", "-H", "16", "-S", "63", "-c", "4096", *host.file.as_os_str()]);
+        let mount = Mount::ntfs(&host.file, 0, 0, "rw,noatime");
+        Self::load(&mount.dir, image, leave);
+        drop(mount);
+        host
+    }
+    /// ext4 with the image, and about so many free blocks.
+    fn ext(image: &Path, mib: u64, leave: u64) -> Self {
+        let host = Self::new(mib * MIB);
+        ok("mkfs.ext4", args!["-q", "-b", "4096", "-m", "0", "-J", "size=4", *host.file.as_os_str()]);
+        {
+            let on = Ext::mount(&host.file, "rw");
+            Self::load(&on.dir, image, 1500);
+        }
+        // The driver keeps some blocks back: these go to a file by another way.
+        let rest = host.dir.path().join("rest");
+        let (free, _) = host.ext_blocks();
+        fs::write(&rest, Noise::new(8).bytes((free - leave - 2) as usize * 4096)).unwrap();
+        ok("debugfs", args!["-w", "-R", format!("write {} rest", rest.display()), *host.file.as_os_str()]);
+        host
+    }
+    /// Free blocks, and all, by dumpe2fs.
+    fn ext_blocks(&self) -> (u64, u64) {
+        let said = ok("dumpe2fs", args!["-h", *self.file.as_os_str()]);
+        let of = |what: &str| said.lines().find_map(|l| l.strip_prefix(what)).unwrap().trim().parse().unwrap();
+        (of("Free blocks:"), of("Block count:"))
+    }
     fn journal(&self) -> PathBuf {
         self.dir.path().join("journal")
     }
@@ -131,6 +161,75 @@ fn reused(relink: &dyn Fn(&[&str]) -> Out, journal: &Path, free: f64) -> Vec<Row
     rows(&done.stdout)
 }
 
+/// A guest of 12 MB of files, as an image of some 2 MB: all has to be decoded, and is larger than the image's units.
+fn packed(dir: &Path) -> PathBuf {
+    let (raw, image) = (dir.join("raw"), dir.join("packed"));
+    File::create(&raw).unwrap().set_len(16 * MIB).unwrap();
+    ok("mkfs.fat", args!["-F", "16", "-s", "4", *raw.as_os_str()]);
+    let root = dir.join("top");
+    fs::create_dir(&root).unwrap();
+    let mut noise = Noise::new(9);
+    for i in 0..12 {
+        fs::write(root.join(format!("log {i}")), noise.text(1_000_000)).unwrap();
+    }
+    ok("mcopy", args!["-s", "-i", *raw.as_os_str(), *root.as_os_str(), "::/"]);
+    ok("qemu-img", args!["convert", "-q", "-c", "-O", "qcow2", *raw.as_os_str(), *image.as_os_str()]);
+    assert!(fs::metadata(&image).unwrap().len() < 4 * MIB);
+    image
+}
+
+/// What fits in no way: the plan says so, with and without `--reuse`, and nothing is written.
+fn refused(kind: &str, file: &Path, plan: &dyn Fn(&[&str]) -> Out, relink: &dyn Fn(&[&str]) -> Out, journal: &Path) {
+    let before = sha256_file(file);
+    for (reuse, words) in
+        [(&[][..], "; --reuse would not help"), (&["--reuse"], ", and units of the image that no file is linked to have ")]
+    {
+        let what = format!("{kind} {reuse:?}");
+        // The plan is a plan: it says why nothing can be done by it.
+        let said = plan(&[reuse, &["--json"]].concat()).exits(0);
+        let summary = json_lines(&said.stdout).2;
+        let refusals: Vec<_> = said.stdout.lines().filter(|l| l.contains(r#""type":"refusal""#)).collect();
+        assert!(matches!(refusals[..], [one] if one.contains(words)), "{what}: {refusals:?}");
+        assert!(summary["space_needed"].as_u64() > summary["space_free"].as_u64(), "{what}: {summary}");
+        assert!(summary["reuse"].is_null(), "{what}: {summary}");
+        let text = plan(reuse).exits(0).stdout;
+        let line = text.lines().find(|l| l.trim_start().starts_with("refused")).unwrap_or_default();
+        assert!(line.contains("not enough free space on the host: ") && line.contains(words), "{what}: {text}");
+        for commit in [&[][..], &["--commit"]] {
+            let out = relink(&[reuse, commit].concat()).exits(4);
+            let all: Vec<_> = out.stderr.lines().filter(|l| l.contains("refused: ")).collect();
+            assert!(
+                matches!(all[..], [one] if one.contains("not enough free space on the host: ") && one.contains(words)),
+                "{what}: {out}"
+            );
+            assert!(!journal.exists(), "{what}");
+        }
+        assert_eq!(sha256_file(file), before, "{what}: something was written");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let dir = scratch();
+    let image = packed(dir.path());
+    let plan = |address: String| move |more: &[&str]| unimage([&["plan", address.as_str()], more].concat());
+    let shape = exfat_support::host::Shape { unit: "4K", len: 32 * MIB, fragments: 3, partition: true };
+    let mut host = exfat_support::host::Host::with(shape, &image, &["-b", "64K"]);
+    host.fill_up(50);
+    let address = host.path(exfat_support::host::IMAGE);
+    refused("exFAT", &host.file, &plan(address), &|more| host.relink(more), &host.journal());
+
+    let shape = common::host::Shape { width: 16, cluster_sectors: 8, len: 32 * MIB, place: Place::Bare, fragments: 3 };
+    let mut host = common::host::Host::new(shape, &image);
+    host.fill_up(50);
+    refused("FAT", &host.file, &plan(host.image()), &|more| host.relink(more), &host.journal());
+
+    for (kind, host) in [("NTFS", Plain::ntfs(&image, 40, 50)), ("ext4", Plain::ext(&image, 40, 50))] {
+        let address = format!("{}//disk.raw", host.file.display());
+        refused(kind, &host.file, &plan(address), &|more| host.relink(more), &host.journal());
+    }
+}
+
 /// What the host has to hold: `older`, and the guest's files where the rows say.
 fn expected(older: &Seens, rows: &[Row], guest: &Seens) -> Seens {
     let mut all = older.clone();
@@ -164,7 +263,7 @@ fn fat() {
     let shape = common::host::Shape { width: 16, cluster_sectors: 8, len: 120 * MIB, place: Place::Gpt, fragments: 40 };
     let mut host = common::host::Host::new(shape, &image);
     host.fill_up(200);
-    let rows = reused(&|more| host.relink(more), &host.journal(), 200.0 / (120.0 * 256.0));
+    let rows = reused(&|more| host.relink(more), &host.journal(), 200.0 / f64::from(host.fat.clusters));
     host.relinked(&rows, &files);
 }
 
@@ -173,16 +272,15 @@ fn ntfs() {
     let dir = scratch();
     let image = dir.path().join("guest");
     let files = guest(&image);
-    let host = Plain::new(130 * MIB);
-    ok("mkntfs", args!["-q", "-F", "-Q", "-p", "0", "-H", "16", "-S", "63", "-c", "4096", *host.file.as_os_str()]);
-    {
-        let mount = Mount::ntfs(&host.file, 0, 0, "rw,noatime");
-        Plain::load(&mount.dir, &image, 200);
-    }
+    let host = Plain::ntfs(&image, 130, 200);
     let seen = || tree(&Mount::ntfs(&host.file, 0, 0, "ro").dir);
     let mut older = seen();
     older.remove("disk.raw").unwrap();
-    let rows = reused(&|more| host.relink(more), &host.journal(), 200.0 / (130.0 * 256.0));
+    let space = {
+        let mount = Mount::ntfs(&host.file, 0, 0, "ro");
+        rustix::fs::statvfs(&mount.dir).unwrap()
+    };
+    let rows = reused(&|more| host.relink(more), &host.journal(), space.f_bfree as f64 / space.f_blocks as f64);
     same_tree(&expected(&older, &rows, &files), &seen(), "the host after relink, read by ntfs-3g");
     for args in [&["ntfsresize", "-i", "-f"][..], &["ntfsfix", "-n"]] {
         let out = Command::new(args[0]).args(&args[1..]).arg(&host.file).stdin(Stdio::null()).output().unwrap();
@@ -196,22 +294,12 @@ fn ext() {
     let dir = scratch();
     let image = dir.path().join("guest");
     let files = guest(&image);
-    let host = Plain::new(130 * MIB);
-    ok("mkfs.ext4", args!["-q", "-b", "4096", "-m", "0", "-J", "size=4", *host.file.as_os_str()]);
-    {
-        let on = Ext::mount(&host.file, "rw");
-        Plain::load(&on.dir, &image, 1500);
-    }
-    // The driver keeps some blocks back: these go to a file by another way.
-    let said = ok("dumpe2fs", args!["-h", *host.file.as_os_str()]);
-    let free = said.lines().find_map(|l| l.strip_prefix("Free blocks:")).unwrap();
-    let rest = dir.path().join("rest");
-    fs::write(&rest, Noise::new(8).bytes((free.trim().parse::<usize>().unwrap() - 202) * 4096)).unwrap();
-    ok("debugfs", args!["-w", "-R", format!("write {} rest", rest.display()), *host.file.as_os_str()]);
+    let host = Plain::ext(&image, 130, 200);
+    let (free, blocks) = host.ext_blocks();
     let seen = || tree(&Ext::mount(&host.file, "ro").dir);
     let mut older = seen();
     older.remove("disk.raw").unwrap();
-    let rows = reused(&|more| host.relink(more), &host.journal(), 200.0 / (130.0 * 256.0));
+    let rows = reused(&|more| host.relink(more), &host.journal(), free as f64 / blocks as f64);
     same_tree(&expected(&older, &rows, &files), &seen(), "the host after relink, read by the kernel");
     let out = Command::new("e2fsck").arg("-fn").arg(&host.file).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));

@@ -305,6 +305,9 @@ impl Disk {
     fn new(bytes: Vec<u8>) -> Arc<Self> {
         Arc::new(Self(Mutex::new((bytes, 0))))
     }
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
     fn writes(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1
     }
@@ -341,11 +344,13 @@ fn sum(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// A journal whose checksums are right, whatever is in it, and what is left of the data: else no mutation would get past them. The
-/// data: number of the state, number of frames, the frames (head without its sum, stored bytes).
+/// data: number of the state (0 to 7, and 8 where units of the image are filled, and 16 for each batch that is durable), number of
+/// frames, the frames (head without its sum, stored bytes).
 fn summed(data: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (&[state, frames], mut rest) = data.split_first_chunk::<2>()?;
+    let (moves, batches) = (state & 8 != 0, u32::from(state >> 4));
     let id = [7; 16];
-    let mut out = [b"UNIMGJNL".as_slice(), &1u32.to_le_bytes(), &[0; 4], &id].concat();
+    let mut out = [b"UNIMGJNL".as_slice(), &(1 + u32::from(moves)).to_le_bytes(), &[0; 4], &id].concat();
     let mut chain = sum(&[&out]);
     out.extend_from_slice(&chain);
     out.resize(7 * BLOCK, 0);
@@ -370,30 +375,52 @@ fn summed(data: &[u8]) -> Option<(Vec<u8>, &[u8])> {
         record.extend_from_slice(&sum(&[&record]));
         out[BLOCK..BLOCK + record.len()].copy_from_slice(&record);
     }
+    if moves {
+        let mut record = [b"UNIMGPRG".as_slice(), &id, &batches.to_le_bytes(), &[0; 4]].concat();
+        record.extend_from_slice(&sum(&[&record]));
+        out.resize(out.len().next_multiple_of(BLOCK), 0);
+        // One of the two records; the other is empty.
+        out.extend_from_slice(&record);
+        out.resize(out.len().next_multiple_of(BLOCK) + BLOCK, 0);
+    }
     Some((out, rest))
 }
 
-/// Any bytes as a journal with a host: what recovery and undo refuse, they don't write to.
+/// Any bytes as a journal with a host: what recovery and undo refuse, they don't write to. Where units of the image are filled, a batch
+/// may be what can't be copied, when others are already: then the quarantine stays.
 pub fn journal(data: &[u8]) {
     let raw = Disk::new(data.to_vec());
     let _ = Journal::open(JournalFile { path: PathBuf::from("raw"), medium: raw });
     let Some((bytes, host)) = summed(data) else { return };
-    let open = || Journal::open(JournalFile { path: PathBuf::from("summed"), medium: Disk::new(bytes.clone()) });
     for undo in [false, true] {
-        let Ok(mut journal) = open() else { return };
-        let _ = journal.manifest();
-        let disk = Disk::new(host.to_vec());
-        let (medium, len) = (Arc::clone(&disk) as Arc<dyn Medium>, host.len() as u64);
-        let about = journal.about().clone();
-        let place = if about.volume_len == len { (0, len) } else { (about.volume_at, about.volume_len) };
-        let Ok(volume) = HostVolume::new(medium, place.0, place.1) else { continue };
-        let done = if undo {
-            txn::undo(&mut journal, &volume, &|_| Ok(about.digest), &|_| ())
-        } else {
-            txn::recover(&mut journal, &volume, &|_| ())
-        };
-        if let Err(Error::Refused(_) | Error::Corrupt { .. }) = done {
-            assert_eq!(disk.writes(), 0, "refused after it had written: {done:?}");
-        }
+        let _ = tried(&bytes, host, undo);
     }
+}
+
+/// The host that a recovery ends with; none where it is refused.
+pub fn recovered(data: &[u8]) -> Option<Vec<u8>> {
+    let (bytes, host) = summed(data)?;
+    tried(&bytes, host, false)
+}
+
+fn tried(journal: &[u8], host: &[u8], undo: bool) -> Option<Vec<u8>> {
+    let file = JournalFile { path: PathBuf::from("summed"), medium: Disk::new(journal.to_vec()) };
+    let mut journal = Journal::open(file).ok()?;
+    let _ = journal.manifest();
+    let disk = Disk::new(host.to_vec());
+    let (medium, len) = (Arc::clone(&disk) as Arc<dyn Medium>, host.len() as u64);
+    let about = journal.about().clone();
+    let place = if about.volume_len == len { (0, len) } else { (about.volume_at, about.volume_len) };
+    let volume = HostVolume::new(medium, place.0, place.1).ok()?;
+    let done = if undo {
+        txn::undo(&mut journal, &volume, &|_| Ok(about.digest), &|_| ())
+    } else {
+        txn::recover(&mut journal, &volume, &|_| ())
+    };
+    let refused = matches!(done, Err(Error::Refused(_) | Error::Corrupt { .. }));
+    let stuck = matches!(done, Err(Error::Corrupt { .. })) && journal.reuses() && txn::stands(&volume, &journal);
+    if refused && (undo || !stuck) {
+        assert_eq!(disk.writes(), 0, "refused after it had written: {done:?}");
+    }
+    done.is_ok().then(|| disk.bytes())
 }

@@ -33,7 +33,7 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
     check_len(journal, host)?;
     let found = journal.switch().find(host).ok_or_else(|| foreign(journal))?;
     let (end, outcome) = match journal.state() {
-        State::Filling => return take_back_unsealed(journal, host, progress),
+        State::Filling => return take_back_unsealed(journal, host, found, progress),
         // The quarantine was being set or lifted on a copy of this host that the journal's last record is not of.
         state @ (State::Done | State::TakenBack | State::Undone)
             if !stands(host, journal) && journal.switch().any_blank(host) =>
@@ -122,11 +122,15 @@ const WRONG: &str =
 fn take_back_unsealed(
     journal: &mut Journal,
     host: &HostVolume,
+    found: Found,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Recovered> {
     let contradicts = |what: &str| contradicts(journal, "that it was sealed", what);
     if stands(host, journal) {
         return Err(contradicts("the host is in quarantine"));
+    }
+    if found.open && !found.old {
+        return Err(contradicts("the host is as a finished commit leaves it"));
     }
     if journal.switch().any_blank(host) {
         return Err(contradicts("the sectors of the host's quarantine are blank"));

@@ -1,9 +1,13 @@
 //! exFAT hosts that hold an image among older files, and what foreign readers see there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use unimage::fs::host::{HostFile, HostImage};
+use unimage::stack::{self, Address, OpenOptions};
 
 use crate::args;
 use crate::common::exfat::ExFat;
@@ -228,11 +232,29 @@ impl Host {
             let other = expected.get(path).is_some_and(|e| e.sha != seen.sha);
             assert!(!other, "{path:?} by tsk_recover");
         }
+        // By their paths, too, where it does not cut the name.
+        let whole = |path: &str| path.rsplit('/').next().unwrap().len() <= 240;
+        let lost: Vec<_> =
+            expected.iter().filter(|(p, s)| s.size > 0 && whole(p) && !recovered.contains_key(*p)).take(3).collect();
+        assert!(lost.is_empty(), "paths that tsk_recover did not get: {lost:?}");
+        assert_eq!(self.audited(), Vec::<String>::new(), "the project's own audit");
         // The bitmap has what files and directories need, and what the volume's tables had before.
         let used = u64::from(self.exfat.clusters) - self.exfat.free(&self.file).len() as u64;
         let tables = self.own_clusters();
         assert_eq!(used, clusters + tables, "clusters in use");
         assert_eq!(self.state(), (0, (used * 100 / u64::from(self.exfat.clusters)) as u8), "flags, percent in use");
+    }
+    /// What the project itself has against the volume as it now is on the disk: damage, odd entries, clusters that are in use by the
+    /// bitmap alone or by a file alone, dirt. A relink of an older file would be refused for it.
+    pub fn audited(&self) -> Vec<String> {
+        let address = Address::parse(OsStr::new(&self.address)).unwrap();
+        let stack = stack::open(&address, OpenOptions::default()).unwrap();
+        let guest = stack.levels[0].guests.iter().rfind(|g| g.fs.is_some()).expect("an exFAT volume");
+        let (fs, tree) = (guest.fs().unwrap(), guest.tree().unwrap());
+        let (entry, _) = tree.order().find(|(e, _)| tree.path(*e) == b"notes.txt").expect("an older file");
+        let object = tree.entry(entry).object;
+        let map = tree.map(tree.data(object).unwrap());
+        fs.as_host().unwrap().refusals(&HostImage::of(HostFile { entry, object, map })).unwrap()
     }
     /// Clusters of the root directory (which the driver shows as of no size), the bitmap and the up-case table.
     fn own_clusters(&self) -> u64 {

@@ -27,7 +27,7 @@ pub fn with_journal(host: Vec<u8>, journal: &[u8]) -> Machine {
 }
 
 /// One state of a commit after each write of it, and of the finished one's undo.
-fn states(case: &Case) -> Vec<Machine> {
+pub fn states(case: &Case) -> Vec<Machine> {
     let start = Machine::new(case.disk.clone(), 1);
     let mut out = Vec::new();
     let mut kill = |start: &Machine, act: &dyn Fn(&Machine)| {
@@ -50,7 +50,7 @@ fn states(case: &Case) -> Vec<Machine> {
 }
 
 /// Whatever a damaged journal leads to: the host stays as it is, or comes to one of its two ends.
-fn check_damaged(case: &Case, host: &[u8], journal: &[u8], what: &str) {
+pub fn check_damaged(case: &Case, host: &[u8], journal: &[u8], what: &str) {
     let machine = with_journal(host.to_vec(), journal);
     match run_recover(&machine) {
         Err(error) => {

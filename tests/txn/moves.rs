@@ -7,7 +7,7 @@ use unimage::txn::{Copy, Fresh, Group, Journal, Quarantine, Recovered, State};
 
 use crate::case::{BEFORE, Case, Dice, SECTORS, run_recover};
 use crate::crash::{fail_everywhere, kill_everywhere};
-use crate::journal::{journal_bytes, with_journal};
+use crate::journal::{check_damaged, journal_bytes, states, with_journal};
 use crate::machine::{Fault, Machine, Surviving};
 
 /// Three batches: sectors 20 to 10, 30 to 20, and what was kept to 30; sector 40 to one that was free.
@@ -140,4 +140,104 @@ fn killed_at_every_write_of_a_commit_with_moves_and_again_of_the_recovery() {
         assert!(outcomes.contains(&outcome), "{outcome:?} was never seen");
     }
     fail_everywhere(&case, &start, &|m| case.commit(m).map(drop), "commit with moves");
+}
+
+/// `undo` of such a journal never writes to the host.
+fn check_no_undo(case: &Case, host: &[u8], journal: &[u8], what: &str) {
+    let machine = with_journal(host.to_vec(), journal);
+    match case.undo(&machine) {
+        Err(error) => assert!(matches!(error.exit_code(), 3 | 4), "{what}: {error}"),
+        Ok(outcome) => assert_eq!(outcome, Recovered::AlreadyBack, "{what}"),
+    }
+    assert!(machine.host_bytes() == host, "{what}: an undo wrote");
+}
+
+/// With `tests/run.sh --long` so many times as many rounds.
+fn rounds(few: u32) -> u32 {
+    if std::env::var_os("UNIMAGE_LONG").is_some_and(|v| v == "1") { few * 20 } else { few }
+}
+
+/// Stopped at each write of the commit, with a journal that is then damaged anywhere: what its checksums don't confirm is never
+/// written, and whatever is not refused comes to one of the two ends.
+#[test]
+fn a_damaged_journal_with_moves_never_harms_the_host() {
+    let case = case();
+    let mut dice = Dice(21);
+    let (mut reusing, mut refused) = (0, 0);
+    for (i, machine) in states(&case).iter().enumerate() {
+        let (host, good) = (machine.host_bytes(), journal_bytes(machine));
+        if good.is_empty() {
+            continue;
+        }
+        let state = Journal::open(machine.journal()).map(|j| j.state()).ok();
+        for round in 0..rounds(96) {
+            let mut journal = good.clone();
+            let at = dice.roll(journal.len() as u64) as usize;
+            match round % 8 {
+                0 | 1 => journal[at] ^= 1 << dice.roll(8),
+                2 => journal[at] = dice.roll(256) as u8,
+                3 => journal.truncate(at),
+                4 => {
+                    let end = journal.len().min(at + 4096);
+                    journal[at..end].fill(0);
+                }
+                // A part of it from elsewhere in it.
+                5 => {
+                    let (from, len) = (dice.roll(good.len() as u64) as usize, 1 + dice.roll(700) as usize);
+                    let len = len.min(good.len() - from).min(good.len() - at);
+                    journal[at..at + len].copy_from_slice(&good[from..from + len]);
+                }
+                // In the slots and the head, where most of the file is zeros.
+                6 => journal[(at % 7) * 4096 + at % 104] ^= 1 << dice.roll(8),
+                // In the records of how many batches are durable.
+                _ => {
+                    let end = good.len().saturating_sub((at % 2) * 4096 + 4096);
+                    journal[(end + at % 64).min(good.len() - 1)] ^= 1 << dice.roll(8);
+                }
+            }
+            let what = format!("state {i} ({state:?}), round {round}, byte {at}");
+            check_damaged(&case, &host, &journal, &what);
+            check_no_undo(&case, &host, &journal, &what);
+            reusing += u32::from(state == Some(State::Reusing));
+            refused += u32::from(run_recover(&with_journal(host.clone(), &journal)).is_err());
+        }
+    }
+    // Both were seen, and often.
+    assert!(reusing > 500 && refused > 500, "{reusing} {refused}");
+}
+
+/// The host of one moment and the journal of another, as copies of them may be: never a wrong end, never an `undo`. The switch tells the
+/// new state from the old one, as counts of free units there do.
+#[test]
+fn a_host_and_a_journal_of_different_moments_never_harm_the_host() {
+    let mut case = case();
+    case.staging.quarantine.open[100] ^= 1;
+    let all: Vec<_> = states(&case).iter().map(|m| (m.host_bytes(), journal_bytes(m))).collect();
+    let mut finished = 0;
+    for (i, (host, _)) in all.iter().enumerate() {
+        for (j, (_, journal)) in all.iter().enumerate().filter(|(_, (_, journal))| !journal.is_empty()) {
+            let what = format!("host {i}, journal {j}");
+            check_damaged(&case, host, journal, &what);
+            check_no_undo(&case, host, journal, &what);
+            let machine = with_journal(host.clone(), journal);
+            finished += u32::from(i != j && matches!(run_recover(&machine), Ok(Recovered::Forward)));
+        }
+    }
+    assert!(finished > 50, "{finished}");
+}
+
+/// Wherever one byte of a journal is wrong while units of the image are being filled.
+#[test]
+fn damage_of_a_journal_in_the_midst_of_moves_is_found_wherever_it_is() {
+    let case = case();
+    let machine = stopped(&case);
+    let (host, good) = (machine.host_bytes(), journal_bytes(&machine));
+    for at in 0..good.len() {
+        let mut journal = good.clone();
+        journal[at] ^= 0x40;
+        check_damaged(&case, &host, &journal, &format!("byte {at}"));
+    }
+    for len in (0..good.len()).step_by(31) {
+        check_damaged(&case, &host, &good[..len], &format!("cut to {len}"));
+    }
 }
