@@ -90,12 +90,15 @@ fn other_guests() {
     }
 }
 
+/// What a guest is called, and how it is made.
+type Kind = (&'static str, fn() -> Guest);
+
 /// The guests, of 20,000 files and more, each on every host: 24 cases with `tests/run.sh --long`, of them one here; with
 /// `UNIMAGE_CASE` the one of that number.
 #[test]
 fn twenty_thousand_files() {
     let only = std::env::var("UNIMAGE_CASE").ok().map(|n| n.parse::<usize>().expect("the number of a case"));
-    let guests: [(&str, fn() -> Guest); 4] = [
+    let guests: [Kind; 4] = [
         ("NTFS", || {
             let Guest { image, files } = guest::windows();
             Guest { image, files: below("p1", &files) }

@@ -181,9 +181,10 @@ fn packed(dir: &Path) -> PathBuf {
 /// What fits in no way: the plan says so, with and without `--reuse`, and nothing is written.
 fn refused(kind: &str, file: &Path, plan: &dyn Fn(&[&str]) -> Out, relink: &dyn Fn(&[&str]) -> Out, journal: &Path) {
     let before = sha256_file(file);
-    for (reuse, words) in
-        [(&[][..], "; --reuse would not help"), (&["--reuse"], ", and units of the image that no file is linked to have ")]
-    {
+    for (reuse, words) in [
+        (&[][..], "; --reuse would not help"),
+        (&["--reuse"], ", and units of the image that no file is linked to have "),
+    ] {
         let what = format!("{kind} {reuse:?}");
         // The plan is a plan: it says why nothing can be done by it.
         let said = plan(&[reuse, &["--json"]].concat()).exits(0);

@@ -38,6 +38,9 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
         state @ (State::Done | State::TakenBack | State::Undone)
             if !stands(host, journal) && journal.switch().any_blank(host) =>
         {
+            if state == State::Done {
+                not_undone(journal, host, progress)?;
+            }
             Hand::new(host, journal.sealed()?, progress).put_also_back()?;
             let outcome = match state {
                 State::Done => Recovered::Forward,
@@ -50,10 +53,7 @@ pub fn recover(journal: &mut Journal, host: &HostVolume, progress: &(dyn Fn(Prog
             if journal.state() != State::Done {
                 return Ok(Recovered::AlreadyBack);
             }
-            let survey = Survey::of(host, journal.sealed()?, progress);
-            if survey.all_old() && !survey.all_new() {
-                return Err(contradicts(journal, "that it was undone", "the host is as before the commit"));
-            }
+            not_undone(journal, host, progress)?;
             return Ok(Recovered::AlreadyDone);
         }
         State::Sealed => settle(journal, host, found, progress)?,
@@ -113,6 +113,15 @@ fn contradicts(journal: &Journal, record: &str, what: &str) -> Error {
         at: journal.path().display().to_string(),
         expected: format!("a record {record}, as {what}; nothing was written"),
     }
+}
+
+/// That the host of a finished commit is not as before it.
+fn not_undone(journal: &Journal, host: &HostVolume, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+    let survey = Survey::of(host, journal.sealed()?, progress);
+    if survey.all_old() && !survey.all_new() {
+        return Err(contradicts(journal, "that it was undone", "the host is as before the commit"));
+    }
+    Ok(())
 }
 
 const WRONG: &str =
@@ -202,8 +211,12 @@ fn finish_reuse(
     if !found.closed {
         let survey = Survey::of(host, journal.sealed()?, progress);
         survey.refuse_wrong(WRONG)?;
-        if !(survey.all_new() && found.open && survey.blanked == 0) {
+        if !(survey.all_new() && found.open) {
             return Err(between(&survey));
+        }
+        // An earlier recovery found the switch unreadable, and was cut before it stood again.
+        if survey.blanked > 0 {
+            Hand::new(host, journal.sealed()?, progress).put_also_back()?;
         }
         return Ok((State::Done, Recovered::Forward));
     }
