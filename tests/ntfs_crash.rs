@@ -11,7 +11,7 @@ mod ntfs_host;
 use common::{guest, scratch};
 use ntfs_host::{Host, Shape};
 
-/// The recoveries are cut too with `tests/run.sh --long`.
+/// The recoveries are cut too with `tests/run.sh --long`, and the recoveries after these.
 fn run(shape: Shape) {
     let dir = scratch();
     let image = dir.path().join("guest");

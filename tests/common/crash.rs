@@ -2,12 +2,12 @@
 //! recovery and of the undo, unsynced writes are lost, torn and reordered. Each state that is then reached is exactly as before
 //! (outside of units that were free) or as after, and the checker is silent about it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::machine::{Fault, Machine, SURVIVING, Surviving};
+use super::machine::{Bytes, Fault, Machine, SURVIVING, Surviving};
 use unimage::error::Result;
 use unimage::relink::{self, Options, Prepared};
 use unimage::stack::{self, Address, OpenOptions};
@@ -37,13 +37,23 @@ pub struct Bench {
 struct Scene {
     host: Bench,
     prepared: Prepared,
-    before: Vec<u8>,
-    after: Vec<u8>,
+    before: Bytes,
+    after: Bytes,
+    /// Of each byte, whether it must come back.
+    kept: Vec<bool>,
+    /// Digests of states of the machine whose recovery was judged, and how many times over it was cut.
+    judged: HashMap<[u8; 32], u32>,
     /// Digests of hosts that the checker has been asked about.
     asked: HashSet<[u8; 32]>,
-    /// Whether recoveries are cut too.
-    twice: bool,
+    /// How many times over recoveries are cut.
+    deep: u32,
 }
+
+/// A commit or an undo, which the power or an error may end.
+type Act<'a> = &'a dyn Fn(&Scene, &Machine);
+
+/// How often recoveries ended where.
+type Ends = BTreeMap<&'static str, u64>;
 
 fn quiet(_: &'static str, _: u64, _: u64) {}
 
@@ -63,12 +73,16 @@ impl Scene {
             let refused = relink::prepare(&stack, &Options { reuse: false, ..options }).unwrap().refusals;
             assert!(matches!(&refused[..], [why] if why.contains("with --reuse it would fit")), "{refused:?}");
         }
-        let before = fs::read(&host.file).unwrap();
-        let mut scene = Self { after: Vec::new(), asked: HashSet::new(), twice: false, host, prepared, before };
+        let before = Bytes::from(fs::read(&host.file).unwrap());
+        let mut kept = vec![true; before.len()];
+        kept[host.base as usize..(host.base + host.len) as usize].fill(false);
+        host.in_use.iter().for_each(|(at, len)| kept[*at as usize..(*at + *len) as usize].fill(true));
+        let (after, asked, judged) = (before.clone(), HashSet::new(), HashMap::new());
+        let mut scene = Self { after, asked, judged, deep: 0, host, prepared, before, kept };
         let machine = Machine::new(scene.before.clone(), 1);
         scene.commit(&machine).unwrap();
         machine.restart(Surviving::Nothing);
-        scene.after = machine.host_bytes();
+        scene.after = machine.host_disk();
         scene.silent(&scene.after.clone(), "after");
         scene
     }
@@ -88,33 +102,28 @@ impl Scene {
         recover(&mut journal, &host, &|_| ())
     }
     /// The checker finds nothing; asked once for each state.
-    fn silent(&mut self, disk: &[u8], what: &str) {
-        if self.asked.insert(*blake3::hash(disk).as_bytes()) {
-            fs::write(&self.host.probe, disk).unwrap();
+    fn silent(&mut self, disk: &Bytes, what: &str) {
+        if self.asked.insert(disk.digest()) {
+            fs::write(&self.host.probe, disk.to_vec()).unwrap();
             assert_eq!((self.host.check)(&self.host.probe), Vec::<String>::new(), "{what}");
         }
     }
-    fn is_before(&self, disk: &[u8]) -> bool {
-        let end = (self.host.base + self.host.len) as usize;
-        let same = |(at, len): &(u64, u64)| {
-            let range = *at as usize..(*at + *len) as usize;
-            disk[range.clone()] == self.before[range]
-        };
-        self.host.in_use.iter().all(same)
-            && disk[..self.host.base as usize] == self.before[..self.host.base as usize]
-            && disk[end..] == self.before[end..]
+    fn is_before(&self, disk: &Bytes) -> bool {
+        disk.differing(&self.before).iter().all(|at| !self.kept[*at])
     }
     /// Recovers, and judges where the host then is; once more, and nothing is written.
     fn settle(&mut self, machine: &Machine, what: &str) -> &'static str {
         if Journal::open(machine.journal()).is_err() {
-            assert!(machine.host_bytes() == self.before, "{what}: no journal, and the host was touched");
+            let touched = machine.host_disk().differing(&self.before);
+            assert_eq!(touched.first(), None, "{what}: no journal, and the host was touched");
             return "untouched";
         }
         let outcome = Self::recover(machine).unwrap_or_else(|e| panic!("{what}: {e}"));
-        let disk = machine.host_bytes();
+        let disk = machine.host_disk();
         let end = match outcome {
             Recovered::Forward | Recovered::AlreadyDone => {
-                assert!(disk == self.after, "{what}: {outcome:?}, and not exactly as after");
+                let wrong = disk.differing(&self.after);
+                assert_eq!(wrong.first(), None, "{what}: {outcome:?}, and not exactly as after");
                 "after"
             }
             _ => {
@@ -128,48 +137,49 @@ impl Scene {
         assert_eq!(machine.ticks(), 0, "{what}: a second recovery writes");
         end
     }
-    /// Cuts the power everywhere in `act`, then everywhere in the recovery of each state that this gives.
-    fn everywhere(
-        &mut self,
-        start: &Machine,
-        what: &str,
-        act: &dyn Fn(&Self, &Machine),
-    ) -> BTreeMap<&'static str, u64> {
-        let (mut seen, mut again, mut ends) = (HashSet::new(), HashSet::new(), BTreeMap::new());
+    /// Judges the recovery of a state, unless it was; then cuts the power everywhere in it, and judges these states in their turn, so
+    /// many times over.
+    fn recoveries(&mut self, machine: &Machine, deep: u32, when: &str) -> Option<&'static str> {
+        let state = machine.digest();
+        let known = self.judged.get(&state).copied();
+        let end = if known.is_none() { Some(self.settle(&machine.fork(2), when)) } else { None };
+        if known.is_none_or(|known| known < deep) {
+            self.judged.insert(state, deep);
+        }
+        if deep > known.unwrap_or(0) {
+            let whole = machine.fork(3);
+            whole.arm(None);
+            let _ = Self::recover(&whole);
+            self.cuts(machine, whole.ticks(), "recovery", when, deep - 1, &|_, m| drop(Self::recover(m)));
+        }
+        end
+    }
+    /// Cuts the power at each tick of `act`, and judges what survives.
+    fn cuts(&mut self, start: &Machine, ticks: u64, what: &str, when: &str, deep: u32, act: Act<'_>) -> Ends {
+        let mut ends = Ends::new();
+        for tick in 0..ticks {
+            let cut = start.fork(tick + 4);
+            cut.arm(Some((tick, Fault::PowerCut)));
+            act(self, &cut);
+            for surviving in SURVIVING {
+                let machine = cut.fork(0);
+                machine.restart(surviving);
+                let when = format!("{when}{what} cut at {tick}, {surviving:?}; ");
+                if let Some(end) = self.recoveries(&machine, deep, &when) {
+                    *ends.entry(end).or_default() += 1;
+                }
+            }
+        }
+        ends
+    }
+    /// Cuts the power everywhere in `act`, and in the recovery of each state that this gives; then lets each write and sync fail.
+    fn everywhere(&mut self, start: &Machine, what: &str, act: Act<'_>) -> Ends {
         let whole = start.fork(0);
         whole.arm(None);
         act(self, &whole);
         let ticks = whole.ticks();
         assert!(ticks > 6, "{what}: {ticks} writes and syncs");
-        for tick in 0..ticks {
-            for surviving in SURVIVING {
-                let machine = start.fork(tick + 1);
-                machine.arm(Some((tick, Fault::PowerCut)));
-                act(self, &machine);
-                machine.restart(surviving);
-                if !seen.insert(machine.digest()) {
-                    continue;
-                }
-                let when = format!("{what} cut at {tick}, {surviving:?}");
-                *ends.entry(self.settle(&machine.fork(2), &when)).or_default() += 1;
-                let whole = machine.fork(3);
-                whole.arm(None);
-                if self.twice {
-                    let _ = Self::recover(&whole);
-                }
-                for second in 0..whole.ticks() {
-                    for surviving in SURVIVING {
-                        let machine = machine.fork(second + 4);
-                        machine.arm(Some((second, Fault::PowerCut)));
-                        let _ = Self::recover(&machine);
-                        machine.restart(surviving);
-                        if again.insert(machine.digest()) {
-                            self.settle(&machine, &format!("{when}; recovery cut at {second}, {surviving:?}"));
-                        }
-                    }
-                }
-            }
-        }
+        let ends = self.cuts(start, ticks, what, "", self.deep, act);
         // Every write and sync fails once; the machine goes on, or is restarted.
         for tick in 0..ticks {
             for (number, restart) in
@@ -189,10 +199,14 @@ impl Scene {
     }
 }
 
-/// Cuts the power everywhere; with `twice` also in every recovery.
+/// Cuts the power everywhere; with `twice` also in every recovery, and in long campaigns in the recoveries after these too.
 pub fn run(host: Bench, twice: bool) {
     let mut scene = Scene::new(host);
-    scene.twice = twice;
+    scene.deep = match (twice, crate::common::long()) {
+        (false, _) => 0,
+        (true, false) => 1,
+        (true, true) => 2,
+    };
     let start = Machine::new(scene.before.clone(), 7);
     let ends = scene.everywhere(&start, "commit", &|s, m| drop(s.commit(m)));
     assert!(ends.contains_key("before") && ends.contains_key("after"), "{ends:?}");
@@ -205,7 +219,7 @@ pub fn run(host: Bench, twice: bool) {
         let error = scene.undo(&done).unwrap_err();
         assert!(error.exit_code() == 4 && error.to_string().contains("undo is off"), "{error}");
         assert_eq!(done.ticks(), 0, "an undo that is refused writes");
-        assert!(done.host_bytes() == scene.after);
+        assert_eq!(done.host_disk().differing(&scene.after), [0; 0]);
         return;
     }
     let ends = scene.everywhere(&done, "undo", &|s, m| drop(s.undo(m)));
@@ -213,5 +227,6 @@ pub fn run(host: Bench, twice: bool) {
     // The whole undo.
     scene.undo(&done).unwrap();
     done.restart(Surviving::Nothing);
-    assert!(scene.is_before(&done.host_bytes()));
+    assert!(scene.is_before(&done.host_disk()));
+    println!("{} states of the machine were recovered, and {} hosts checked", scene.judged.len(), scene.asked.len());
 }

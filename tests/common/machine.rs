@@ -1,9 +1,11 @@
 //! A simulated machine with two disks, a host and a journal, and one clock. Each write and each sync is a tick. A disk keeps what is
 //! durable apart from what was only written: a power cut may lose, keep, tear (at 512 bytes) or reorder any of the latter, and a
 //! sector that was being written may come back unreadable until it is written anew.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -53,13 +55,128 @@ pub const SURVIVING: [Surviving; 7] = [
     Surviving::OneUnreadable,
 ];
 
+/// Bytes of which copies are made by the thousand: pages that were written, over bytes that all copies share.
+#[derive(Clone, Default)]
+pub struct Bytes {
+    base: Arc<Vec<u8>>,
+    pages: BTreeMap<usize, Arc<[u8; PAGE]>>,
+    len: usize,
+}
+
+/// The unit in which copies differ.
+const PAGE: usize = 4096;
+
+/// Each page that a range touches: its number, and the bytes of it.
+fn pages(range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    (range.start / PAGE..range.end.div_ceil(PAGE)).map(move |n| {
+        let start = n * PAGE;
+        (n, range.start.max(start) - start..range.end.min(start + PAGE) - start)
+    })
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { len: bytes.len(), base: Arc::new(bytes), pages: BTreeMap::new() }
+    }
+}
+
+impl Bytes {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// A page of the base; zeros behind its end.
+    fn old(&self, page: usize) -> [u8; PAGE] {
+        let mut bytes = [0; PAGE];
+        let there = self.base.get(page * PAGE..).unwrap_or_default();
+        let len = there.len().min(PAGE);
+        bytes[..len].copy_from_slice(&there[..len]);
+        bytes
+    }
+    fn page(&self, page: usize) -> [u8; PAGE] {
+        self.pages.get(&page).map_or_else(|| self.old(page), |p| **p)
+    }
+    /// Longer, with zeros.
+    fn grow(&mut self, len: usize) {
+        self.len = self.len.max(len);
+    }
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.grow(at + bytes.len());
+        let mut rest = bytes;
+        for (n, part) in pages(at..at + bytes.len()) {
+            let (piece, more) = rest.split_at(part.len());
+            let mut page = self.page(n);
+            if page[part.clone()] != *piece {
+                page[part].copy_from_slice(piece);
+                self.pages.insert(n, Arc::new(page));
+            }
+            rest = more;
+        }
+    }
+    fn get(&self, at: usize, buf: &mut [u8]) -> io::Result<()> {
+        let end = at + buf.len();
+        if end > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut rest = buf;
+        for (n, part) in pages(at..end) {
+            let (piece, more) = rest.split_at_mut(part.len());
+            match (self.pages.get(&n), self.base.get(n * PAGE + part.start..n * PAGE + part.end)) {
+                (Some(page), _) => piece.copy_from_slice(&page[part]),
+                (None, Some(base)) => piece.copy_from_slice(base),
+                (None, None) => piece.copy_from_slice(&self.old(n)[part]),
+            }
+            rest = more;
+        }
+        Ok(())
+    }
+    /// All of them.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut all = vec![0; self.len];
+        self.get(0, &mut all).unwrap();
+        all
+    }
+    /// Places of the bytes that are not as in another copy.
+    pub fn differing(&self, other: &Self) -> Vec<usize> {
+        assert!(Arc::ptr_eq(&self.base, &other.base) && self.len == other.len, "copies of the same bytes");
+        let numbers: BTreeSet<usize> = self.pages.keys().chain(other.pages.keys()).copied().collect();
+        let mut all = Vec::new();
+        for n in numbers {
+            let same = matches!((self.pages.get(&n), other.pages.get(&n)), (Some(a), Some(b)) if Arc::ptr_eq(a, b));
+            if same {
+                continue;
+            }
+            let (a, b) = (self.page(n), other.page(n));
+            if a != b {
+                all.extend((0..PAGE).filter(|i| a[*i] != b[*i]).map(|i| n * PAGE + i));
+            }
+        }
+        all
+    }
+    /// Of two copies, equal bytes have equal digests.
+    fn hash(&self, hasher: &mut blake3::Hasher) {
+        hasher.update(&self.len.to_le_bytes());
+        for (n, page) in self.pages.iter().filter(|(n, page)| self.old(**n) != ***page) {
+            hasher.update(&n.to_le_bytes()).update(&page[..]);
+        }
+        // So that what follows is not taken for a page.
+        hasher.update(&usize::MAX.to_le_bytes());
+    }
+    /// Tells copies apart.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        self.hash(&mut hasher);
+        *hasher.finalize().as_bytes()
+    }
+}
+
 #[derive(Clone, Default)]
 struct Disk {
-    durable: Vec<u8>,
+    durable: Bytes,
     /// What reads see.
-    live: Vec<u8>,
+    live: Bytes,
     /// Writes since the last sync.
-    pending: Vec<(usize, Vec<u8>)>,
+    pending: Vec<(usize, Arc<[u8]>)>,
     /// Numbers of sectors that can't be read until they are written.
     unreadable: BTreeSet<usize>,
 }
@@ -77,14 +194,6 @@ struct Inner {
 pub struct Machine(Arc<Mutex<Inner>>);
 
 struct Port(Arc<Mutex<Inner>>, usize);
-
-fn put(disk: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    let end = at + bytes.len();
-    if disk.len() < end {
-        disk.resize(end, 0);
-    }
-    disk[at..end].copy_from_slice(bytes);
-}
 
 /// A write, cut at the sectors of the disk.
 fn sectors(at: usize, bytes: &[u8]) -> Vec<(usize, &[u8])> {
@@ -129,11 +238,10 @@ impl Inner {
                         Surviving::AnySectors | Surviving::OneUnreadable => self.roll(2) == 0,
                     };
                     if keep {
-                        put(&mut self.disks[d].durable, at, bytes);
+                        self.disks[d].durable.put(at, bytes);
                     } else if self.roll(2) == 0 {
                         // A file may have grown without its bytes.
-                        let len = self.disks[d].durable.len().max(at + bytes.len());
-                        self.disks[d].durable.resize(len, 0);
+                        self.disks[d].durable.grow(at + bytes.len());
                     }
                 }
             }
@@ -152,7 +260,8 @@ impl Inner {
 
 impl Machine {
     /// A machine whose host disk holds these bytes, and whose journal is empty.
-    pub fn new(host: Vec<u8>, seed: u64) -> Self {
+    pub fn new(host: impl Into<Bytes>, seed: u64) -> Self {
+        let host: Bytes = host.into();
         let host = Disk { durable: host.clone(), live: host, ..Disk::default() };
         let inner = Inner { disks: [host, Disk::default()], ticks: 0, fault: None, off: false, dice: seed };
         Self(Arc::new(Mutex::new(inner)))
@@ -187,15 +296,19 @@ impl Machine {
     }
     /// What reads of the host see; sectors that can't be read as they were.
     pub fn host_bytes(&self) -> Vec<u8> {
+        self.host_disk().to_vec()
+    }
+    /// The same, to be compared with those of machines that share its first bytes.
+    pub fn host_disk(&self) -> Bytes {
         self.0.lock().unwrap().disks[0].live.clone()
     }
-    /// Tells states of the machine apart: equal states have equal digests.
+    /// Tells states of machines that share their first bytes apart: equal states have equal digests.
     pub fn digest(&self) -> [u8; 32] {
         let inner = self.0.lock().unwrap();
         let mut hasher = blake3::Hasher::new();
         for disk in &inner.disks {
             assert!(disk.pending.is_empty(), "of a machine that was restarted");
-            hasher.update(&disk.live.len().to_le_bytes()).update(&disk.live);
+            disk.live.hash(&mut hasher);
             for bad in &disk.unreadable {
                 hasher.update(&bad.to_le_bytes());
             }
@@ -219,9 +332,7 @@ impl Medium for Port {
         if disk.unreadable.range(at / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
             return Err(io::Error::from_raw_os_error(5));
         }
-        let bytes = disk.live.get(at..end).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(bytes);
-        Ok(())
+        disk.live.get(at, buf)
     }
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.0.lock().unwrap();
@@ -234,13 +345,13 @@ impl Medium for Port {
             _ => bytes.len(),
         };
         let disk = &mut inner.disks[self.1];
-        put(&mut disk.live, at, &bytes[..half]);
+        disk.live.put(at, &bytes[..half]);
         for (at, piece) in sectors(at, &bytes[..half]) {
             if piece.len() == SECTOR {
                 disk.unreadable.remove(&(at / SECTOR));
             }
         }
-        disk.pending.push((at, bytes[..half].to_vec()));
+        disk.pending.push((at, bytes[..half].into()));
         match fault {
             None => Ok(()),
             Some(Fault::Error(number)) => Err(io::Error::from_raw_os_error(number)),
@@ -264,7 +375,7 @@ impl Medium for Port {
             None => {}
         }
         for (at, bytes) in std::mem::take(&mut inner.disks[self.1].pending) {
-            put(&mut inner.disks[self.1].durable, at, &bytes);
+            inner.disks[self.1].durable.put(at, &bytes);
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ mod guests;
 mod host;
 mod kept;
 mod kill;
-#[expect(dead_code, reason = "only power cuts are used here")]
 #[path = "../common/machine.rs"]
 mod machine;
 #[expect(dead_code, reason = "the sectors are chosen here")]
