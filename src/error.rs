@@ -53,6 +53,11 @@ pub enum Error {
     },
 }
 
+/// What would not be safe ([`Error::Refused`]).
+pub(crate) fn refused(what: impl Into<String>) -> Error {
+    Error::Refused(what.into())
+}
+
 impl Error {
     /// A [`Corrupt`](Error::Corrupt) structure at an offset of a space.
     pub fn corrupt<S: Space>(structure: impl Into<String>, at: Offset<S>, expected: impl Into<String>) -> Self {

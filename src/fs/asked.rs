@@ -23,7 +23,7 @@ pub(in crate::fs) fn not(entry: &NewEntry, expected: &str) -> Error {
 
 /// A name for a message.
 pub(in crate::fs) fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
+    String::from_utf8_lossy(name).escape_debug().to_string()
 }
 
 /// The first `size` bytes of these places, neighbours together.

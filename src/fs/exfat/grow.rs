@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::fs::Times;
+use crate::fs::asked::printable;
 use crate::fs::exfat::dirent::{self, Alloc, ENTRY, ENTRY_BYTES, Entry, File, IN_USE, MAX_DIR, Set, Stamp, UNITS};
 use crate::fs::exfat::read::{Dir, ExFat, Scan};
 use crate::fs::fat::grow::{Mark, free_runs, put_into};
@@ -63,14 +64,6 @@ pub(super) struct Growth {
     pub host_dir: usize,
     /// Old bytes of the directories that change in place, and what becomes of them, by their positions.
     pub edits: BTreeMap<usize, (Vec<u8>, Vec<u8>)>,
-}
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
 }
 
 /// The name of an entry set.
@@ -255,7 +248,7 @@ impl Growth {
     }
     fn push(&mut self, parent: usize, name: &[u8], file: File, leads: Leads) -> Result<()> {
         let units =
-            legal(name).ok_or_else(|| refused(format!("{:?} is no name that exFAT can have", printable(name))))?;
+            legal(name).ok_or_else(|| refused(format!("\"{}\" is no name that exFAT can have", printable(name))))?;
         let dir = self.dirs.get_mut(parent).ok_or_else(|| refused("a directory is missing"))?;
         dir.items.push(Item { units, file, leads, at: 0 });
         Ok(())

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::extent::{Offset, ReadAt, Volume};
 use crate::fs::exfat::dirent::{self, Alloc, ENTRY, ENTRY_BYTES, NO_CHAIN, POSSIBLE};
 use crate::fs::exfat::grow::{Growth, Leads, name_of, resize};
@@ -18,10 +18,6 @@ use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
 use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NewKind, Rules};
 use crate::txn::reuse::{Layout, Range};
 use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
 
 /// The new state while it is put together.
 struct Build<'a> {

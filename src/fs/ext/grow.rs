@@ -6,12 +6,14 @@ use super::dir;
 use super::htree::{Hasher, Shape};
 use super::inode::{Inode, flags};
 use super::link::{Build, Gone, Item, NewDir, Numbers, Target};
-use super::make::{Body, about, place, printable, refused};
+use super::make::{Body, about, place};
 use super::resolve::Mapping;
 use super::scan::Node;
 use super::superblock::{compat, incompat, ro_compat};
 use super::tables::Blocks;
 use crate::error::Result;
+use crate::error::refused;
+use crate::fs::asked::printable;
 use crate::fs::host::{NewEntry, NewKind};
 
 /// The most links that are counted.

@@ -9,14 +9,16 @@ use super::extent_tree::Run;
 use super::file_system::ExtFs;
 use super::grow::LINKS;
 use super::inode::Inode;
-use super::make::{Body, Kept, Maker, about, linked, needs_large_file, place, printable, refused};
+use super::make::{Body, Kept, Maker, about, linked, needs_large_file, place};
 use super::resolve::Mapping;
 use super::scan::Node;
 use super::space::Space;
 use super::tables::Blocks;
 use super::volume::Ext;
 use crate::error::Result;
+use crate::error::refused;
 use crate::extent::{Offset, ReadAt, Volume};
+use crate::fs::asked::printable;
 use crate::fs::host::{
     Content, Estimate, Host, HostFile, HostImage, HostName, Job, NameRules, NewEntry, NewKind, Rules,
 };

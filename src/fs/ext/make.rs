@@ -10,19 +10,11 @@ use super::superblock::ro_compat;
 use super::tables::Blocks;
 use super::volume::Ext;
 use super::xattr;
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::extent::{Extent, Offset, Stream, Volume, What};
 use crate::fs::host::NewEntry;
 use crate::fs::{Kind, Times, Xattr};
 use crate::txn::Fresh;
-
-pub(super) fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
-
-pub(super) fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
 
 /// What a new inode gets from outside of it.
 #[derive(Clone, Debug, Default)]

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use super::inode::Inode;
 use super::link::Build;
-use super::make::{place, refused};
+use super::make::place;
 use super::scan::Node;
 use super::tables::{Blocks, Tables, ordered, writes};
+use crate::error::refused;
 use crate::error::{Error, Result};
 use crate::txn::{Group, merged};
 

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::fs::Times;
+use crate::fs::asked::printable;
 use crate::fs::fat::dirent::{self, DELETED, Found, MAX_SLOTS, SLOT, SLOT_BYTES, Short, UNITS};
 use crate::fs::fat::layout::Width;
 use crate::fs::fat::names::{Taken, fold, legal, shown};
@@ -69,14 +70,6 @@ pub(super) struct Growth {
     /// Old bytes of the directories that change in place, and what becomes of them, by their positions. New clusters of the first
     /// directory are at the end of the new bytes.
     pub edits: BTreeMap<usize, (Vec<u8>, Vec<u8>)>,
-}
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
 }
 
 /// Names of an entry as others see it: the long one, and the 8.3 one.
@@ -348,7 +341,7 @@ impl Growth {
     }
     fn push(&mut self, parent: usize, name: &[u8], short: Short, leads: Leads) -> Result<()> {
         let units =
-            legal(name).ok_or_else(|| refused(format!("{:?} is no name that FAT can have", printable(name))))?;
+            legal(name).ok_or_else(|| refused(format!("\"{}\" is no name that FAT can have", printable(name))))?;
         let dir = self.dirs.get_mut(parent).ok_or_else(|| refused("a directory is missing"))?;
         dir.items.push(Item { units, short, leads, slot: 0 });
         Ok(())

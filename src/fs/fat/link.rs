@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::extent::{Extent, LayerId, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::fat::dirent::{self, SLOT};
 use crate::fs::fat::grow::{Growth, Leads, copied, dots, names_of};
@@ -14,10 +14,6 @@ use crate::fs::fat::table::{Bits, Next, Run, Table};
 use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NewKind, Rules};
 use crate::txn::reuse::{Layout, Range};
 use crate::txn::{Copy, Fresh, Group, Quarantine, Staging};
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
 
 /// The new state while it is put together.
 struct Build<'a> {

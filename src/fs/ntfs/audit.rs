@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
+use crate::fs::asked::{not, printable, wrong};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
 use crate::fs::ntfs::encode::{RESIDENT_HEAD, filetime, resident_head, resident_len};
 use crate::fs::ntfs::extras::Keeper;
@@ -22,17 +23,12 @@ use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::refuse;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::upcase;
-use crate::fs::ntfs::wanted::{shown, tail};
+use crate::fs::ntfs::wanted::tail;
 use crate::fs::{EntryId, Kind, ObjectId, Tree, utf16};
 use crate::txn::Staging;
 
 /// In the copies of attributes: has an index of names.
 const HAS_INDEX: u32 = 0x1000_0000;
-
-/// What is not so.
-pub(super) fn wrong(at: u64, what: &'static str, expected: impl Into<String>) -> Error {
-    Error::corrupt(format!("new state: {what}"), Offset::<Volume>::new(at), expected)
-}
 
 /// Where copies went, by the positions of their new entries: places in order.
 type Copies = HashMap<usize, Places>;
@@ -228,9 +224,6 @@ impl Audit<'_> {
         }
         Ok(())
     }
-    pub(super) fn not(&self, entry: &NewEntry, expected: &str) -> Error {
-        wrong(0, "directory entry", format!("{expected} for {}", shown(&entry.name)))
-    }
     /// Whether a record was in use before, and is not the image's.
     fn was_there(&self, object: ObjectId) -> bool {
         self.before.census.in_use.get(self.now.tree.object(object).number)
@@ -247,7 +240,7 @@ impl Audit<'_> {
             let wanted = fold(name);
             let entry = tree.child_by(top, name, |a, _| fold(a) == wanted);
             let object = entry.map(|e| tree.entry(e).object).filter(|o| tree.object(*o).kind == Kind::Dir);
-            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", shown(name))))?;
+            top = object.ok_or_else(|| wrong(0, "directory entry", format!("the directory {}", printable(name))))?;
             if !self.was_there(top) && added.insert(top) {
                 asked.push(None);
             }
@@ -270,7 +263,7 @@ impl Audit<'_> {
                 Some(p) => objects.get(p).copied().flatten(),
             };
             if let NewKind::Stream { of, size, content } = &entry.kind {
-                let object = objects.get(*of).copied().flatten().ok_or_else(|| self.not(entry, "a file"))?;
+                let object = objects.get(*of).copied().flatten().ok_or_else(|| not(entry, "a file"))?;
                 let mut all = tree.streams(object);
                 let stream = all.find(|s| tree.stream_name(*s) == Some(&entry.name));
                 self.stream(entry, stream, *size, content, copied)?;
@@ -280,14 +273,14 @@ impl Audit<'_> {
                 continue;
             }
             let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
-            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| self.not(entry, "an entry"))?;
+            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| not(entry, "an entry"))?;
             if let NewKind::HardLink(first) = entry.kind {
                 if objects.get(first).copied().flatten() != Some(object) {
-                    return Err(self.not(entry, "the same file as the first name"));
+                    return Err(not(entry, "the same file as the first name"));
                 }
             } else {
                 if !added.insert(object) {
-                    return Err(self.not(entry, "a record of its own"));
+                    return Err(not(entry, "a record of its own"));
                 }
                 asked.push(Some((entry, copied)));
             }
@@ -339,11 +332,13 @@ impl Audit<'_> {
             let path = old.path(e);
             let found = left.get_mut(&path).and_then(|all| all.iter().position(same).map(|i| all.swap_remove(i)));
             if found.is_none() {
-                return Err(wrong(0, "older entry", format!("{} as it was", shown(&path))));
+                return Err(wrong(0, "older entry", format!("{} as it was", printable(&path))));
             }
         }
         match left.iter().find(|(_, all)| !all.is_empty()) {
-            Some((path, _)) => Err(wrong(0, "entry", format!("nothing that was not asked for, but {}", shown(path)))),
+            Some((path, _)) => {
+                Err(wrong(0, "entry", format!("nothing that was not asked for, but {}", printable(path))))
+            }
             None => Ok(()),
         }
     }

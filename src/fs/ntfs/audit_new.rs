@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::extent::{Encoding, Extent, Map, Offset, Stream, Volume, What};
+use crate::fs::asked::{not, wrong};
 use crate::fs::host::{Content, NewEntry, NewKind};
-use crate::fs::ntfs::audit::{Added, Audit, Places, plain, wrong};
+use crate::fs::ntfs::audit::{Added, Audit, Places, plain};
 use crate::fs::ntfs::encode::filetime;
 use crate::fs::ntfs::extras::{Extras, Keeper, special_ea};
 use crate::fs::ntfs::index;
@@ -40,7 +41,7 @@ impl Audit<'_> {
         let t = found.times;
         let have = [t.created, t.modified, t.changed, t.accessed].map(|t| t.map(filetime));
         if have != times(entry.times, made).map(Some) || found.attributes & !FORM_BITS != entry.attributes & KEPT {
-            return Err(self.not(entry, "times and attributes as planned"));
+            return Err(not(entry, "times and attributes as planned"));
         }
         self.extras(entry, object, record, keeper)?;
         let point = tree.xattrs(object).iter().any(|(name, _)| name == REPARSE);
@@ -55,7 +56,7 @@ impl Audit<'_> {
                 (0, &Content::Empty)
             }
             NewKind::Special(kind) if found.kind == *kind => (0, &Content::Empty),
-            _ => return Err(self.not(entry, "the planned kind")),
+            _ => return Err(not(entry, "the planned kind")),
         };
         self.stream(entry, tree.data(object), size, content, copied)
     }
@@ -75,14 +76,14 @@ impl Audit<'_> {
         if xattrs.get(REPARSE).copied() != expected.reparse.as_deref()
             || xattrs.get(EA).copied() != device.or(ea).as_deref()
         {
-            return Err(self.not(entry, "the planned reparse point and extended attributes"));
+            return Err(not(entry, "the planned reparse point and extended attributes"));
         }
         let have = self.new.security_of(record);
         let asked = entry.xattrs.iter().find(|(n, v)| n == SECURITY && keeper.keeps(n, v)).map(|x| x.1.as_slice());
         let security = &expected.security;
         let meant = asked.or(security.descriptor.as_deref()).or(self.new.secure().get(security.id).map(|d| &**d));
         if have.as_deref() != meant {
-            return Err(self.not(entry, "the planned security"));
+            return Err(not(entry, "the planned security"));
         }
         Ok(())
     }
@@ -96,7 +97,7 @@ impl Audit<'_> {
         copied: Option<Places>,
     ) -> Result<()> {
         let tree = &self.now.tree;
-        let stream = stream.ok_or_else(|| self.not(entry, "data"))?;
+        let stream = stream.ok_or_else(|| not(entry, "data"))?;
         let info = tree.stream(stream);
         let valid = match content {
             Content::Linked(extents) => valid(extents, self.new.reader.boot.cluster).unwrap_or(size),
@@ -104,7 +105,7 @@ impl Audit<'_> {
             _ => size,
         };
         if info.size != size || info.valid != valid {
-            return Err(self.not(entry, "a stream of the planned size, initialized as planned"));
+            return Err(not(entry, "a stream of the planned size, initialized as planned"));
         }
         // Of a file that is compressed as a whole the reader says that its holes are no zeros.
         let elsewhere = info.form == Form::Wof;
@@ -128,7 +129,7 @@ impl Audit<'_> {
             }
             Content::Copied => at.is_some() && at == copied,
         };
-        if right { Ok(()) } else { Err(self.not(entry, "the planned extents")) }
+        if right { Ok(()) } else { Err(not(entry, "the planned extents")) }
     }
     /// Bytes of clusters that a stream has, or of a resident one its length up to 8.
     pub(super) fn allocated(&self, stream: StreamId) -> u64 {

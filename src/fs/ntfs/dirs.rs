@@ -5,18 +5,19 @@ use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Result, refused};
+use crate::fs::asked::printable;
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::encode::{Mapped, file_name, mapped, resident};
 use crate::fs::ntfs::index::{self, Built, Form, Key, Keys, NAME};
 use crate::fs::ntfs::layout::{MFT, ROOT, Reference, kind};
-use crate::fs::ntfs::link::{Build, Draft, Image, refused};
+use crate::fs::ntfs::link::{Build, Draft, Image};
 use crate::fs::ntfs::mft_grow::Grown;
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::pack::{self, Body, Value};
 use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::runs::Run;
-use crate::fs::ntfs::wanted::{Dir, Node, Wanted, shown};
+use crate::fs::ntfs::wanted::{Dir, Node, Wanted};
 use crate::fs::utf16;
 
 /// Bytes of the head and name of an index root as an attribute.
@@ -323,7 +324,7 @@ fn no_room() -> crate::error::Error {
 
 fn same_name(name: &[u16]) -> crate::error::Error {
     let name = String::from_utf16_lossy(name);
-    refused(format!("two entries of one directory would have the name {}", shown(name.as_bytes())))
+    refused(format!("two entries of one directory would have the name {}", printable(name.as_bytes())))
 }
 
 /// Sets the sizes in the entry of `$MFT` itself.

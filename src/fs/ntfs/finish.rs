@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Result;
+use crate::error::{Result, refused};
 use crate::extent::Offset;
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::layout::{BITMAP, LOG_FILE, MFT, MIRROR, kind};
-use crate::fs::ntfs::link::{Build, Image, refused};
+use crate::fs::ntfs::link::{Build, Image};
 use crate::fs::ntfs::mft_grow::{Grown, NewRecords};
 use crate::fs::ntfs::raw::{Places, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
@@ -103,10 +103,7 @@ impl Build<'_> {
             self.staging.fresh.extend(grown.bit_places.fresh(old_end, new.to_vec()).unwrap_or_default());
         }
 
-        let fresh = self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64));
-        let copies = self.staging.copies.iter().flat_map(|c| c.to.iter().map(|(at, len)| (at.get(), *len)));
-        let mut filled: Vec<(u64, u64)> = fresh.chain(copies).collect();
-        self.staging.filled = merged(&mut filled);
+        self.staging.fill();
         for (at, len) in &self.staging.filled {
             let run = Run { lcn: at.get().checked_div(cluster).unwrap_or(0), len: len.div_ceil(cluster) };
             self.bitmap.put_run(run, true).map_err(|n| refused(format!("cluster {n} would be filled twice")))?;
@@ -132,12 +129,11 @@ impl Build<'_> {
         self.staging.slack.sort_unstable();
 
         let mut witnesses: Vec<(u64, u64)> = places.all().chain(Places::new(&old_bits, cluster).all()).collect();
-        witnesses.extend(self.staging.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64)));
         let of_records = self.staging.groups.iter().filter(|g| g.name != "$Bitmap").flat_map(|g| &g.writes);
         witnesses.extend(of_records.map(|w| (w.at.get(), w.bytes.len() as u64)));
         let log = data_runs(self.ntfs, LOG_FILE, kind::DATA)?;
         witnesses.extend(Places::new(&log, cluster).all().take(1).map(|(at, len)| (at, len.min(8192))));
-        self.staging.witnesses = merged(&mut witnesses);
+        self.staging.witness(witnesses);
         self.staging.quarantine = quarantine(self.ntfs)?;
         Ok(self.staging)
     }
@@ -161,22 +157,6 @@ fn writes(sectors: Sectors) -> Vec<Fresh> {
                 last.bytes.extend_from_slice(&bytes)
             }
             _ => out.push(Fresh { at: Offset::new(at), bytes }),
-        }
-    }
-    out
-}
-
-/// Places in order, neighbours and what overlaps together.
-fn merged(places: &mut [(u64, u64)]) -> Vec<(Offset<crate::extent::Volume>, u64)> {
-    places.sort_unstable();
-    let mut out: Vec<(Offset<crate::extent::Volume>, u64)> = Vec::new();
-    for (at, len) in places {
-        let end = at.saturating_add(*len);
-        match out.last_mut() {
-            Some((start, len)) if start.get().saturating_add(*len) >= *at => {
-                *len = end.max(start.get().saturating_add(*len)).saturating_sub(start.get());
-            }
-            _ => out.push((Offset::new(*at), *len)),
         }
     }
     out

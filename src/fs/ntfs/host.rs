@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{ReadAt, Volume};
+use crate::fs::asked::printable;
 use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
 use crate::fs::ntfs::census::Census;
 use crate::fs::ntfs::encode::capacity;
@@ -11,7 +12,7 @@ use crate::fs::ntfs::layout::{EXTEND, FIRST_USER, ROOT};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::upcase::UpCase;
-use crate::fs::ntfs::wanted::{MAX_PACKED, shown};
+use crate::fs::ntfs::wanted::MAX_PACKED;
 use crate::fs::ntfs::{audit, link, refuse};
 use crate::fs::{FileSystem, Kind, Tree, utf16};
 use crate::txn::{SECTOR, Staging};
@@ -59,7 +60,10 @@ impl State {
             let object = tree.entry(entry).object;
             let about = tree.object(object);
             if about.kind != Kind::Dir || (about.number < FIRST_USER && about.number != ROOT) || about.system {
-                return Err(Error::Refused(format!("{} is no directory of the host that may be written", shown(name))));
+                return Err(Error::Refused(format!(
+                    "{} is no directory of the host that may be written",
+                    printable(name)
+                )));
             }
             at = object;
         }

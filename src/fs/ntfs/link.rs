@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, refused};
+use crate::fs::asked::printable;
 use crate::fs::host::{Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::dirs::NewDir;
@@ -23,12 +24,8 @@ use crate::fs::ntfs::raw::{Places, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::runs::Run;
 use crate::fs::ntfs::space::Space;
-use crate::fs::ntfs::wanted::{From, Node, Wanted, shown, take_for_copies, take_with_image};
+use crate::fs::ntfs::wanted::{From, Node, Wanted, take_for_copies, take_with_image};
 use crate::txn::Staging;
-
-pub(super) fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
 
 /// The new state while it is put together.
 pub(super) struct Build<'a> {
@@ -195,7 +192,7 @@ impl Build<'_> {
     }
     pub(super) fn too_many(node: &Node) -> Error {
         let name = node.names.first().map(|n| String::from_utf16_lossy(&n.1)).unwrap_or_default();
-        refused(format!("{}: so many pieces or names that NTFS can't describe them", shown(name.as_bytes())))
+        refused(format!("{}: so many pieces or names that NTFS can't describe them", printable(name.as_bytes())))
     }
     /// Packs the attributes of a node; those of an index come in behind the others of their type.
     pub(super) fn pack(&self, node: &Node, index: &[Value<'_>]) -> Result<Packed> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::census::Census;
 use crate::fs::ntfs::encode::{Head, Mapped, mapped, next_usn, record, record_into};
@@ -34,10 +34,6 @@ pub struct Grown {
     pub old_len: u64,
     /// Record 0 with its new runs.
     pub record: Vec<u8>,
-}
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
 }
 
 /// The value of record 0 that lies in clusters without holes.

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, refused};
 use crate::extent::{Extent, Offset, Stream, Volume, What};
 use crate::fs::Times;
+use crate::fs::asked::printable;
 use crate::fs::host::{Content, Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::dirs::LEAST;
@@ -80,15 +81,6 @@ pub struct Wanted {
     pub tails: Vec<(Offset<Volume>, u32)>,
     /// Bytes that did not fit into records.
     pub fresh: Vec<Fresh>,
-}
-
-fn refused(what: impl Into<String>) -> Error {
-    Error::Refused(what.into())
-}
-
-/// A name for a message.
-pub fn shown(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).escape_debug().to_string()
 }
 
 /// Times as NTFS has them; what is missing is taken from the others, or from the image.
@@ -187,7 +179,7 @@ impl Wanted {
                 None => Some(top),
                 Some(p) => made.get(p).and_then(|m| m.1),
             };
-            let parent = parent.ok_or_else(|| refused(format!("{} is in no directory", shown(&entry.name))))?;
+            let parent = parent.ok_or_else(|| refused(format!("{} is in no directory", printable(&entry.name))))?;
             let times = times(entry.times, from.made);
             let attributes = entry.attributes & KEPT;
             let one = match &entry.kind {
@@ -211,7 +203,7 @@ impl Wanted {
                 NewKind::Symlink(_) | NewKind::Special(_) => {
                     let node = all.node(parent, &entry.name, times, attributes)?;
                     let extras = from.keeper.special(entry);
-                    all.extras(node, extras.ok_or_else(|| refused(format!("{} is too long", shown(&entry.name))))?);
+                    all.extras(node, extras.ok_or_else(|| refused(format!("{} is too long", printable(&entry.name))))?);
                     if let Some(n) = all.nodes.get_mut(node) {
                         let body = Body::Resident(Cow::default(), false);
                         n.data.push(Value { kind: kind::DATA, name: Cow::default(), body });
@@ -220,7 +212,8 @@ impl Wanted {
                 }
                 NewKind::HardLink(first) => {
                     let node = made.get(*first).filter(|m| m.1.is_none()).map(|m| m.0);
-                    let node = node.ok_or_else(|| refused(format!("{} is a name of nothing", shown(&entry.name))))?;
+                    let node =
+                        node.ok_or_else(|| refused(format!("{} is a name of nothing", printable(&entry.name))))?;
                     all.name(node, parent, &entry.name)?;
                     (node, None)
                 }
@@ -230,12 +223,12 @@ impl Wanted {
                     let name = utf16::from_wtf8(&entry.name).filter(|n| (1..=255).contains(&n.len()));
                     let name = name.filter(|n| !n.iter().any(|u| [0, 0x2F, 0x3A, 0x5C].contains(u)));
                     let (Some(node), Some(name)) = (node, name) else {
-                        return Err(refused(format!("{} is no stream that NTFS can have", shown(&entry.name))));
+                        return Err(refused(format!("{} is no stream that NTFS can have", printable(&entry.name))));
                     };
                     let up = from.up;
                     if let Some(n) = all.nodes.get_mut(node) {
                         if n.data.iter().any(|v| up.fold(&v.name) == up.fold(&name)) {
-                            return Err(refused(format!("two streams would have the name {}", shown(&entry.name))));
+                            return Err(refused(format!("two streams would have the name {}", printable(&entry.name))));
                         }
                         let at = n.data.partition_point(|v| up.compare(&v.name, &name).is_lt());
                         n.data.insert(at, Value { kind: kind::DATA, name: name.into(), body });
@@ -309,7 +302,7 @@ impl Wanted {
     }
     fn name(&mut self, node: usize, parent: usize, name: &[u8]) -> Result<()> {
         let units = utf16::from_wtf8(name).filter(|n| upcase::legal(n));
-        let units = units.ok_or_else(|| refused(format!("{} is no name that NTFS can have", shown(name))))?;
+        let units = units.ok_or_else(|| refused(format!("{} is no name that NTFS can have", printable(name))))?;
         let (Some(n), Some(dir)) = (self.nodes.get_mut(node), self.dirs.get_mut(parent)) else {
             return Err(refused("a directory is missing"));
         };
@@ -327,7 +320,7 @@ impl Wanted {
         from: &mut From<'_>,
     ) -> Result<Body<'static>> {
         let cluster = from.reader.boot.cluster;
-        let name = || job.tree.entries.get(position).map(|e| shown(&e.name)).unwrap_or_default();
+        let name = || job.tree.entries.get(position).map(|e| printable(&e.name)).unwrap_or_default();
         if size == 0 {
             return Ok(Body::Resident(Cow::default(), false));
         }
