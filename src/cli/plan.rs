@@ -137,11 +137,8 @@ pub(super) fn print(
         row.end();
     }
     if json || files {
-        for row in &prepared.plan.rows {
-            let line = if json { manifest::json } else { manifest::human };
-            line(s.out.buffer(), &prepared.plan, &prepared.guests, row);
-            s.out.row()?;
-        }
+        let line: manifest::Line = if json { manifest::json } else { manifest::human };
+        manifest::lines(prepared, line, &mut |lines| s.out.write(lines))?;
     }
     if json {
         for lost in &prepared.lost {

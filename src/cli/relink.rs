@@ -72,6 +72,9 @@ pub struct Relink {
     json: bool,
 }
 
+/// Files from which on much memory is taken in any case: asking for it in small pages then takes longer than clearing large ones.
+const MANY: usize = 50_000;
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Slack {
     Keep,
@@ -82,7 +85,6 @@ impl Relink {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         if self.commit {
             s.out.never_stop();
-            super::small_pages();
         }
         if let (Some(journal), Some(manifest)) = (&self.journal, &self.manifest)
             && same_path(journal, manifest)
@@ -100,7 +102,15 @@ impl Relink {
             reuse: self.reuse,
             decode_first: self.commit,
         };
-        let prepared = plan::prepare(&s.open_image(&self.address)?, &options)?;
+        let stack = s.open_image(&self.address)?;
+        if self.commit {
+            // A volume that can't be walked is complained of where it is planned.
+            let trees = stack.last()?.guests.iter().filter_map(|guest| guest.tree().ok());
+            if trees.map(|tree| tree.objects().count()).fold(0, usize::saturating_add) < MANY {
+                super::small_pages();
+            }
+        }
+        let prepared = plan::prepare(&stack, &options)?;
         plan::print(s, &prepared, "unimage/relink/1", self.json, self.files)?;
         if !prepared.refusals.is_empty() {
             if self.json {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::extent::{LayerId, Map, Volume};
-use crate::fs::host::{HostName, NewKind, NewTree};
+use crate::fs::host::{Content, HostName, NewKind, NewTree};
 use crate::fs::{EntryId, FileSystem, StreamId, Tree};
 
 mod build;
@@ -177,6 +177,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the bytes of what a row writes are in the plan.
+    pub fn has_bytes(&self, row: &Row) -> bool {
+        let entry = row.written.and_then(|at| self.tree.entries.get(at));
+        entry.is_some_and(|entry| match &entry.kind {
+            NewKind::File { content, .. } | NewKind::Stream { content, .. } => matches!(content, Content::Bytes(_)),
+            _ => false,
+        })
+    }
     /// Path below `--into` of the new entry at a position: host names, `/` between them, `:` before the name of a stream.
     pub fn written_path(&self, position: usize) -> Vec<u8> {
         if let Some(entry) = self.tree.entries.get(position)

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
 use crate::fs::{EntryId, Kind, ObjectId, SECURITY, Times};
 use crate::plan::names::{self, Namer};
@@ -33,6 +35,9 @@ pub struct Draft {
 /// The directory that a new entry is in: that of a guest's object, a volume's uppermost one, or none for `--into`.
 type Dir = Option<(usize, Option<ObjectId>)>;
 
+/// How a host compares names.
+type Fold<'h> = dyn Fn(&[u8]) -> Vec<u8> + Sync + 'h;
+
 /// Gives every draft its name; the rows, the new entries, and where those that are copied lie.
 pub fn assemble(
     guests: &[GuestVolume],
@@ -42,8 +47,8 @@ pub fn assemble(
 ) -> (Vec<Row>, Vec<NewEntry>, BTreeMap<usize, u64>) {
     let (rules, xattrs) = (host.rules().names, host.rules().xattrs);
     let mut entries = Vec::with_capacity(drafts.len().saturating_add(guests.len()));
-    let fold = |name: &[u8]| host.fold(name);
-    let mut top = Namer::new(rules, &fold, there);
+    let fold: &Fold<'_> = &|name: &[u8]| host.fold(name);
+    let mut top = Namer::new(rules, fold, there);
     let folders: Vec<Option<usize>> = guests
         .iter()
         .map(|guest| {
@@ -52,7 +57,7 @@ pub fn assemble(
             entries.len().checked_sub(1)
         })
         .collect();
-    let names = name_all(guests, rules, &fold, top, &drafts);
+    let names = name_all(guests, rules, fold, top, &drafts);
     let mut rows: Vec<Row> = Vec::with_capacity(drafts.len());
     let mut dirs: HashMap<(usize, ObjectId), usize> = HashMap::new();
     let mut file = LastFile::default();
@@ -137,7 +142,7 @@ impl LastFile {
 fn name_all<'h>(
     guests: &[GuestVolume],
     rules: NameRules,
-    fold: &'h dyn Fn(&[u8]) -> Vec<u8>,
+    fold: &'h Fold<'h>,
     mut top: Namer<'h>,
     drafts: &[Draft],
 ) -> Vec<HostName> {
@@ -148,35 +153,47 @@ fn name_all<'h>(
         .filter_map(|(at, d)| Some((dir_of(guests.get(d.row.volume)?, &d.row), at)))
         .collect();
     written.sort_unstable();
+    let groups: Vec<&[(Dir, usize)]> = written.chunk_by(|a, b| a.0 == b.0).collect();
+    let (uppermost, below) =
+        groups.split_at(groups.first().is_some_and(|g| matches!(g.first(), Some((None, _)))).into());
+    let name = |namer: &mut Namer<'h>, group: &[(Dir, usize)]| {
+        let group = group.iter().filter_map(|(_, at)| Some((*at, drafts.get(*at)?)));
+        name_group(guests, rules, &group.collect::<Vec<_>>(), namer)
+    };
     let mut names = vec![HostName::new(); drafts.len()];
-    let mut inner = Namer::new(rules, fold, &[]);
-    for group in written.chunk_by(|a, b| a.0 == b.0) {
-        let namer = match group.first() {
-            Some((None, _)) => &mut top,
-            _ => {
-                inner.clear();
-                &mut inner
+    let mut put = |named: Vec<(usize, HostName)>| {
+        for (at, name) in named {
+            if let Some(slot) = names.get_mut(at) {
+                *slot = name;
             }
-        };
-        let group = || group.iter().filter_map(|(_, at)| Some((*at, drafts.get(*at)?)));
-        name_group(guests, rules, group, namer, &mut names);
-    }
+        }
+    };
+    uppermost.iter().for_each(|group| put(name(&mut top, group)));
+    let inner = || Namer::new(rules, fold, &[]);
+    let all: Vec<_> = below
+        .par_iter()
+        .map_init(inner, |namer, group| {
+            namer.clear();
+            name(namer, group)
+        })
+        .collect();
+    all.into_iter().for_each(put);
     names
 }
 
 /// Names one directory: first what can keep its name, then what can't, then streams that become files, so that none of
 /// these takes a name from a file that has it.
-fn name_group<'d, I: Iterator<Item = (usize, &'d Draft)>>(
+fn name_group(
     guests: &[GuestVolume],
     rules: NameRules,
-    group: impl Fn() -> I,
+    group: &[(usize, &Draft)],
     namer: &mut Namer<'_>,
-    names: &mut [HostName],
-) {
-    // The first draft of an entry names its file.
+) -> Vec<(usize, HostName)> {
+    let mut named: Vec<(usize, HostName)> = Vec::with_capacity(group.len());
+    // The first draft of an entry names its file; its position in `named`.
     let mut file_of: HashMap<(usize, EntryId), usize> = HashMap::new();
     for pass in 0..3 {
-        for (at, draft) in group() {
+        for (at, draft) in group {
             let Some(guest) = guests.get(draft.row.volume) else { continue };
             let stream = draft.row.stream.and_then(|s| guest.tree.stream_name(s));
             let name = match (pass, stream) {
@@ -186,14 +203,14 @@ fn name_group<'d, I: Iterator<Item = (usize, &'d Draft)>>(
                         continue;
                     }
                     if let Some(entry) = draft.row.entry.filter(|e| has_streams(guest, *e)) {
-                        file_of.insert((draft.row.volume, entry), at);
+                        file_of.insert((draft.row.volume, entry), named.len());
                     }
                     namer.take(&wanted, matches!(draft.shape, Ok(Shape::Dir)))
                 }
                 (2, Some(stream)) => {
                     let file = draft.row.entry.and_then(|e| file_of.get(&(draft.row.volume, e)));
-                    let file = match (file.and_then(|at| names.get(*at)), draft.row.entry) {
-                        (Some(name), _) => Cow::Borrowed(name.as_slice()),
+                    let file = match (file.and_then(|at| named.get(*at)), draft.row.entry) {
+                        (Some((_, name)), _) => Cow::Borrowed(name.as_slice()),
                         (None, Some(entry)) => names::escaped(rules, guest.tree.name(entry)),
                         (None, None) => Cow::Borrowed(b"".as_slice()),
                     };
@@ -201,11 +218,10 @@ fn name_group<'d, I: Iterator<Item = (usize, &'d Draft)>>(
                 }
                 _ => continue,
             };
-            if let Some(slot) = names.get_mut(at) {
-                *slot = name;
-            }
+            named.push((*at, name));
         }
     }
+    named
 }
 
 /// Whether what the entry leads to has streams with names.

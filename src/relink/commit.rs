@@ -36,12 +36,10 @@ impl Prepared {
         let opened = medium::open_host(ground, at, len)?;
         let volume = HostVolume::new(opened.medium, opened.volume_at, len)?;
         let checked = self.checked(&volume)?;
-        let rows = manifest::manifest(self);
         if let Some(path) = manifest {
-            write_new(path, &rows).map_err(|e| Error::io(format!("writing the manifest {}", path.display()), e))?;
+            write_new(path, self).map_err(|e| Error::io(format!("writing the manifest {}", path.display()), e))?;
         }
-        let done =
-            medium::create_journal(journal).and_then(|file| self.carry_out(checked, &volume, file, &rows, progress));
+        let done = medium::create_journal(journal).and_then(|file| self.carry_out(checked, &volume, file, progress));
         match done {
             Ok(done) => Ok(Done { all: start.elapsed(), ..done }),
             Err(e) => {
@@ -61,7 +59,7 @@ impl Prepared {
     /// As [`commit`](Self::commit).
     pub fn commit_on(&self, volume: &HostVolume, journal: JournalFile, progress: Progress<'_>) -> Result<Done> {
         refuse(self.refusals.clone())?;
-        self.carry_out(self.checked(volume)?, volume, journal, &manifest::manifest(self), progress)
+        self.carry_out(self.checked(volume)?, volume, journal, progress)
     }
 
     /// The new state of the host, audited.
@@ -82,11 +80,11 @@ impl Prepared {
         checked: Checked,
         volume: &HostVolume,
         journal: JournalFile,
-        rows: &[u8],
         progress: Progress<'_>,
     ) -> Result<Done> {
         let start = Instant::now();
-        let done = txn::commit(checked, volume, journal, self.job.about.clone(), rows, self, &step(progress))?;
+        let (about, manifest) = (self.job.about.clone(), || manifest::packed(self));
+        let done = txn::commit(checked, volume, journal, about, &manifest, self, &step(progress))?;
         Ok(Done {
             metadata_bytes: done.fresh_bytes.saturating_add(done.switched_bytes),
             copied_bytes: done.copied_bytes,
@@ -170,10 +168,11 @@ impl ReadAt<Stream> for Copied {
     }
 }
 
-/// A new file with these bytes, durable with its name.
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// A new file with the manifest, durable with its name.
+fn write_new(path: &Path, prepared: &Prepared) -> std::io::Result<()> {
     let mut file = File::create_new(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
+    let written = manifest::write(prepared, &mut |rows| file.write_all(rows));
+    let written = written.and_then(|()| file.sync_all()).and_then(|()| {
         let folder = std::path::absolute(path)?;
         File::open(folder.parent().unwrap_or(Path::new("/")))?.sync_all()
     });

@@ -207,7 +207,7 @@ fn unreadable(
     let copied: BTreeSet<(usize, StreamId, bool)> = plan
         .rows
         .iter()
-        .filter(|row| row.verdict == Verdict::Copy)
+        .filter(|row| row.verdict == Verdict::Copy && !plan.has_bytes(row))
         .filter_map(|row| {
             let encoded = matches!(row.reason, Some(Reason::FsCompressed | Reason::ContainerCompressed))
                 || options.discard_unreadable;

@@ -11,26 +11,68 @@ use crate::fs::host::{Content, NewKind};
 use crate::fs::{EntryId, Kind, StreamId, Tree};
 use crate::plan::{GuestVolume, Part, Plan, Reason, Tally, Totals};
 use crate::relink::{Lost, Prepared, WOF, is_wof};
+use crate::txn::Manifest;
 
 /// Bytes that a row has, more or less.
 const ROW: usize = 400;
-/// Rows that one thread writes at a time.
-const AT_ONCE: usize = 4096;
+/// Rows that one thread makes at a time.
+const AT_ONCE: usize = 2048;
+/// How many times as many are made beside each other.
+const BESIDE: usize = 8;
 
-/// The manifest of a relink: a header, a row for every file and stream, a summary.
-pub fn manifest(prepared: &Prepared) -> Vec<u8> {
-    let mut out = Vec::with_capacity(prepared.plan.rows.len().saturating_mul(ROW));
+/// How a row becomes a line: [`json`] or [`human`].
+pub type Line = fn(&mut Vec<u8>, &Plan, &[GuestVolume], &crate::plan::Row);
+
+/// The manifest of a relink: a header, a row for every file and stream, a summary. Handed to `sink` piece by piece.
+///
+/// # Errors
+/// Those of `sink`.
+pub fn write<E>(prepared: &Prepared, sink: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    sink(&head(prepared))?;
+    lines(prepared, json, sink)?;
+    sink(&foot(prepared))
+}
+
+/// The same, packed as a journal has it.
+///
+/// # Errors
+/// Those of packing.
+pub fn packed(prepared: &Prepared) -> std::io::Result<Manifest> {
+    let mut all = Manifest::of(&head(prepared))?;
+    let some = prepared.plan.rows.par_chunks(AT_ONCE).map(|rows| Manifest::of(&some(prepared, json, rows)));
+    some.collect::<std::io::Result<Vec<_>>>()?.into_iter().for_each(|some| all.push(some));
+    all.push(Manifest::of(&foot(prepared))?);
+    Ok(all)
+}
+
+/// A line for every row, in order. Threads make them beside each other, not so many at a time that memory would matter.
+///
+/// # Errors
+/// Those of `sink`.
+pub fn lines<E>(prepared: &Prepared, line: Line, sink: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    prepared.plan.rows.chunks(AT_ONCE.saturating_mul(BESIDE)).try_for_each(|rows| {
+        let made: Vec<Vec<u8>> = rows.par_chunks(AT_ONCE).map(|rows| some(prepared, line, rows)).collect();
+        made.iter().try_for_each(|lines| sink(lines))
+    })
+}
+
+fn some(prepared: &Prepared, line: Line, rows: &[crate::plan::Row]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len().saturating_mul(ROW));
+    rows.iter().for_each(|row| line(&mut out, &prepared.plan, &prepared.guests, row));
+    out
+}
+
+fn head(prepared: &Prepared) -> Vec<u8> {
+    let mut out = Vec::new();
     let mut row = Row::new(&mut out, "header");
     row.word("schema", "unimage/manifest/1").word("version", env!("CARGO_PKG_VERSION"));
     place(&mut row, prepared);
     row.end();
-    let some = |rows: &[crate::plan::Row]| {
-        let mut out = Vec::with_capacity(rows.len().saturating_mul(ROW));
-        rows.iter().for_each(|row| json(&mut out, &prepared.plan, &prepared.guests, row));
-        out
-    };
-    let rows: Vec<Vec<u8>> = prepared.plan.rows.par_chunks(AT_ONCE).map(some).collect();
-    rows.iter().for_each(|rows| out.extend_from_slice(rows));
+    out
+}
+
+fn foot(prepared: &Prepared) -> Vec<u8> {
+    let mut out = Vec::new();
     for lost in &prepared.lost {
         json_lost(&mut out, lost);
     }

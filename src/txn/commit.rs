@@ -13,7 +13,7 @@ use crate::txn::fill::{Effort, fill};
 use crate::txn::io::{pieces, scattered, sums};
 use crate::txn::journal::{Also, Header, Switch};
 use crate::txn::moves::{carry_out, survey};
-use crate::txn::{About, Checked, Fresh, HostVolume, Journal, Overlay, SECTOR, Sources, Staging, State};
+use crate::txn::{About, Checked, Fresh, HostVolume, Journal, Manifest, Overlay, SECTOR, Sources, Staging, State};
 
 /// What a commit, recovery or undo is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,7 +83,8 @@ pub(super) fn counting<'a>(
 }
 
 /// Carries `checked` out on `host`, step by step, each durable before the next. `journal` is new and empty
-/// ([`crate::source::medium::create_journal`]). `manifest` is sealed into the journal.
+/// ([`crate::source::medium::create_journal`]). What `manifest` gives is sealed into the journal; it is asked for while the host is
+/// being filled.
 /// [`About::volume_len`] is the host's own, whatever is given.
 ///
 /// # Errors
@@ -95,7 +96,7 @@ pub fn commit(
     host: &HostVolume,
     journal: JournalFile,
     about: About,
-    manifest: &[u8],
+    manifest: &(dyn Fn() -> std::io::Result<Manifest> + Sync),
     sources: &dyn Sources,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Committed> {
@@ -186,7 +187,7 @@ fn prepare(
     staging: &Arc<Staging>,
     host: &HostVolume,
     journal: &mut Journal,
-    manifest: &[u8],
+    manifest: &(dyn Fn() -> std::io::Result<Manifest> + Sync),
     sources: &dyn Sources,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Spent> {
@@ -197,10 +198,21 @@ fn prepare(
 
     let total = staging.filled.iter().map(|(_, len)| *len).fold(0, u64::saturating_add);
     let (start, effort) = (Instant::now(), Effort::default());
-    let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress), &effort)?;
-    if !filled.is_empty() {
-        host.sync().map_err(|e| failed("making the filled units of the host durable".into(), e))?;
-    }
+    let fill = || {
+        let filled = fill(staging, host, sources, &failed, &counting(Step::Filling, total, progress), &effort)?;
+        if !filled.is_empty() {
+            host.sync().map_err(|e| failed("making the filled units of the host durable".into(), e))?;
+        }
+        Ok(filled)
+    };
+    // The one waits for the medium, the other for nothing.
+    let (filled, manifest) = std::thread::scope(|scope| {
+        let manifest = scope.spawn(manifest);
+        (fill(), manifest.join())
+    });
+    let filled = filled?;
+    let manifest = manifest.unwrap_or_else(|_| Err(std::io::Error::other("the thread that made it stopped")));
+    let manifest = manifest.map_err(|e| failed("making the manifest".into(), e))?;
 
     let copying = effort.copies_of(start.elapsed());
 
@@ -214,7 +226,7 @@ fn prepare(
     body.moves = survey(staging, host, journal, sources, &failed, progress)?;
 
     progress(Progress { step: Step::Sealing, done: 0, total: 1 });
-    journal.seal(body, manifest).map_err(|e| failed("writing the journal".into(), e))?;
+    journal.seal(body, &manifest).map_err(|e| failed("writing the journal".into(), e))?;
     progress(Progress { step: Step::Sealing, done: 1, total: 1 });
 
     let sealed = journal.sealed()?;

@@ -55,6 +55,32 @@ pub(super) struct Position {
     pub(super) chain: Chain,
 }
 
+/// A manifest as a journal has it: packed while it is made, so that its rows need no room of their own.
+#[derive(Debug, Default)]
+pub struct Manifest {
+    /// Frames: flags, bytes, and how many they are unpacked.
+    frames: Vec<(u32, Vec<u8>, usize)>,
+}
+
+impl Manifest {
+    /// Of these bytes.
+    ///
+    /// # Errors
+    /// Those of packing.
+    pub fn of(bytes: &[u8]) -> io::Result<Self> {
+        let mut zstd = zstd::bulk::Compressor::new(1);
+        let frames = bytes.chunks(WRITTEN).map(|chunk| {
+            let (flags, bytes, raw) = shortest(&mut zstd, chunk, false)?;
+            Ok((flags, bytes.into_owned(), raw))
+        });
+        Ok(Self { frames: frames.collect::<io::Result<_>>()? })
+    }
+    /// Adds what comes behind it.
+    pub fn push(&mut self, behind: Self) {
+        self.frames.extend(behind.frames);
+    }
+}
+
 /// The journal's file while it is written and read. Its errors are the system's own: what they mean for the host, the caller knows.
 pub(super) struct Frames {
     pub(super) file: JournalFile,
@@ -75,10 +101,12 @@ fn round_up(at: u64) -> u64 {
     at.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
-/// The shortest form of a chunk: its flags, its bytes, and how many they are unpacked.
+/// The shortest form of a chunk: its flags, its bytes, and how many they are unpacked. `words`: whether it may be of words that differ
+/// little from each other.
 fn shortest<'c>(
     zstd: &mut io::Result<zstd::bulk::Compressor<'_>>,
     chunk: &'c [u8],
+    words: bool,
 ) -> io::Result<(u32, Cow<'c, [u8]>, usize)> {
     let zstd = zstd.as_mut().map_err(|e| io::Error::new(e.kind(), e.to_string()))?;
     let mut best = (0, Cow::Borrowed(chunk));
@@ -90,7 +118,7 @@ fn shortest<'c>(
         Ok(())
     };
     attempt(PACKED, chunk)?;
-    if chunk.len().is_multiple_of(512) {
+    if words && chunk.len().is_multiple_of(512) {
         attempt(PACKED | DIFFERENCES, &differences(chunk))?;
     }
     Ok((best.0, best.1, chunk.len()))
@@ -151,10 +179,16 @@ impl Frames {
         bytes.chunks(WRITTEN.saturating_mul(AT_ONCE)).try_fold(from, |at, some| {
             let packed: Vec<_> = some
                 .par_chunks(WRITTEN)
-                .map_init(|| zstd::bulk::Compressor::new(1), shortest)
+                .map_init(|| zstd::bulk::Compressor::new(1), |zstd, chunk| shortest(zstd, chunk, true))
                 .collect::<io::Result<_>>()?;
             packed.into_iter().try_fold(at, |at, (flags, stored, raw)| self.append_frame(at, tag, flags, &stored, raw))
         })
+    }
+
+    /// Appends a manifest.
+    pub(super) fn append_manifest(&mut self, from: Position, tag: Tag, manifest: &Manifest) -> io::Result<Position> {
+        let mut frames = manifest.frames.iter();
+        frames.try_fold(from, |at, (flags, stored, raw)| self.append_frame(at, tag, *flags, stored, *raw))
     }
 
     /// Appends a frame of `stored` bytes, which are `raw` ones unpacked.

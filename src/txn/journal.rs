@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::source::medium::JournalFile;
 use crate::txn::body::Body;
 use crate::txn::codec::{Decoder, Encoder};
-use crate::txn::frames::{Frames, Position, Tag, WRITTEN, damaged};
+use crate::txn::frames::{Frames, Manifest, Position, Tag, WRITTEN, damaged};
 
 /// What a journal says of the commit that it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -321,14 +321,12 @@ impl Journal {
     }
 
     /// Step c: writes the body, makes it durable, then the record that says so.
-    pub(super) fn seal(&mut self, body: Body, manifest: &[u8]) -> io::Result<()> {
+    pub(super) fn seal(&mut self, body: Body, manifest: &Manifest) -> io::Result<()> {
         let mut at = self.next;
         for (tag, bytes) in body.encode() {
             at = self.frames.append(at, tag, &bytes)?;
         }
-        if !manifest.is_empty() {
-            at = self.frames.append(at, MANIFEST, manifest)?;
-        }
+        at = self.frames.append_manifest(at, MANIFEST, manifest)?;
         at = self.frames.append(at, END, &[])?;
         if !body.moves.is_empty() {
             self.frames.reserve_progress(Frames::next_block(at).at)?;

@@ -26,6 +26,7 @@ mod undo;
 
 pub use checked::Checked;
 pub use commit::{Committed, Progress, Step, commit};
+pub use frames::Manifest;
 pub use host::HostVolume;
 pub use journal::{About, Journal, State};
 pub use overlay::Overlay;

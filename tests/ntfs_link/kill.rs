@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use unimage::error::{Error, Result};
 use unimage::extent::{LayerId, Offset, ReadAt, Stream, Volume};
-use unimage::txn::{About, Checked, HostVolume, Journal, Recovered, Sources, Staging, commit, recover, undo};
+use unimage::txn::{About, Checked, HostVolume, Journal, Manifest, Recovered, Sources, Staging, commit, recover, undo};
 
 use crate::host::*;
 use crate::machine::{Fault, Machine, SURVIVING};
@@ -52,7 +52,8 @@ impl Killed<'_, '_> {
             kind: "ntfs".into(),
             ..About::default()
         };
-        commit(checked, &host, machine.journal(), about, b"", &Copies(self.wanted), &|_| ()).map(|_| ())
+        commit(checked, &host, machine.journal(), about, &|| Ok(Manifest::default()), &Copies(self.wanted), &|_| ())
+            .map(|_| ())
     }
     fn recover(&self, machine: &Machine) -> Result<Recovered> {
         let mut journal = Journal::open(machine.journal())?;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use unimage::error::{Error, Result};
 use unimage::extent::{LayerId, Offset, ReadAt, Stream, Volume};
 use unimage::txn::{
-    About, Checked, Committed, Copy, Fresh, Group, HostVolume, Journal, Quarantine, Recovered, Sources, Staging,
-    commit, recover, undo,
+    About, Checked, Committed, Copy, Fresh, Group, HostVolume, Journal, Manifest, Quarantine, Recovered, Sources,
+    Staging, commit, recover, undo,
 };
 
 use crate::machine::{Machine, Surviving};
@@ -229,7 +229,7 @@ impl Case {
         };
         let host = volume(machine)?;
         let checked = self.checked();
-        commit(checked, &host, machine.journal(), about, &self.manifest, sources, &|_| ())
+        commit(checked, &host, machine.journal(), about, &|| Manifest::of(&self.manifest), sources, &|_| ())
     }
 
     /// What stands for the walk of an image: all that was there before.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use unimage::error::Error;
 use unimage::extent::{Offset, ReadAt, Stream, Volume};
 use unimage::txn::{
-    About, Checked, Fresh, Group, HostVolume, Journal, Quarantine, Recovered, Sources, Staging, State, commit, undo,
+    About, Checked, Fresh, Group, HostVolume, Journal, Manifest, Quarantine, Recovered, Sources, Staging, State,
+    commit, undo,
 };
 
 use crate::case::{Case, Dice, run_recover};
@@ -167,7 +168,9 @@ fn the_journal_of_a_large_table_is_small() {
     let machine = Machine::new(disk.clone(), 1);
     let host = HostVolume::new(machine.host(), 0, disk.len() as u64).unwrap();
     let checked = Checked::new(staging, Arc::new(host.clone()), |_, _| Ok(())).unwrap();
-    let written = commit(checked, &host, machine.journal(), About::default(), &[], &NoSources, &|_| ()).unwrap();
+    let written =
+        commit(checked, &host, machine.journal(), About::default(), &|| Ok(Manifest::default()), &NoSources, &|_| ())
+            .unwrap();
     assert_eq!(written.switched_bytes, 2 * len + 2 * 512);
     // Of 256 KiB of old and new contents; the fixed part of a journal has 28 KiB.
     assert!(written.journal_bytes < 28 * 1024 + len / 3, "{written:?}");

@@ -17,7 +17,7 @@ use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::{self, Key};
 use crate::fs::ntfs::layout::{BITMAP, DIRECTORY, DIRECTORY_BIT, FileName, MFT, MIRROR, Reference, kind};
 use crate::fs::ntfs::old_dir::OldDir;
-use crate::fs::ntfs::raw::{RawRecord, stored};
+use crate::fs::ntfs::raw::{Raw, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::refuse;
@@ -131,27 +131,28 @@ fn set(runs: &[Run], cluster: u64) -> Vec<(u64, u64)> {
 }
 
 /// Whether a resident attribute is written as the encoder writes it, but for its instance.
-fn spelled(a: &super::raw::Raw) -> bool {
-    let Some(value) = &a.value else { return true };
-    let units = a.name.len() / 2;
-    let Some((head, rest)) = a.bytes.split_first_chunk::<RESIDENT_HEAD>() else { return false };
+fn spelled(record: &RawRecord, a: &Raw) -> bool {
+    let Some(value) = record.value_of(a) else { return true };
+    let (bytes, given) = (record.bytes(a), record.name(a));
+    let units = given.len() / 2;
+    let Some((head, rest)) = bytes.split_first_chunk::<RESIDENT_HEAD>() else { return false };
     let mut meant = resident_head(a.kind, units, value.len(), a.kind == kind::FILE_NAME);
     let instance = 0x0E..0x10;
     if let (Some(to), Some(from)) = (meant.get_mut(instance.clone()), head.get(instance)) {
         to.copy_from_slice(from);
     }
     // The name, the value at the next multiple of 8, and zeros up to the next one.
-    let (name, rest) = rest.split_at_checked(a.name.len()).unwrap_or_default();
-    let fill = a.name.len().next_multiple_of(8).saturating_sub(a.name.len());
+    let (name, rest) = rest.split_at_checked(given.len()).unwrap_or_default();
+    let fill = given.len().next_multiple_of(8).saturating_sub(given.len());
     let (zeros, rest) = rest.split_at_checked(fill).unwrap_or((&[1], &[]));
     let (body, end) = rest.split_at_checked(value.len()).unwrap_or((&[], &[1]));
     let empty = |b: &[u8]| b.iter().all(|b| *b == 0);
     meant == *head
-        && name == a.name
+        && name == given
         && empty(zeros)
         && body == value
         && empty(end)
-        && a.bytes.len() == resident_len(units, value.len())
+        && bytes.len() == resident_len(units, value.len())
 }
 
 /// Extents without the identity of the layer, neighbours together.
@@ -254,26 +255,23 @@ impl Audit<'_> {
                 return Err(wrong(0, "copies", "one for each stream"));
             }
         }
+        let found = self.found(top);
         let mut streams: HashMap<ObjectId, usize> = HashMap::new();
         let mut objects: Vec<Option<ObjectId>> = Vec::with_capacity(self.job.tree.entries.len());
         for (position, entry) in self.job.tree.entries.iter().enumerate() {
             let copied = if entry.is_copied() { copies.remove(&position) } else { None };
-            let parent = match entry.parent {
-                None => Some(top),
-                Some(p) => objects.get(p).copied().flatten(),
-            };
             if let NewKind::Stream { of, size, content } = &entry.kind {
                 let object = objects.get(*of).copied().flatten().ok_or_else(|| not(entry, "a file"))?;
                 let mut all = tree.streams(object);
                 let stream = all.find(|s| tree.stream_name(*s) == Some(&entry.name));
-                self.stream(entry, stream, *size, content, copied)?;
+                self.stream(entry, stream, *size, content, copied, None)?;
                 let count = streams.entry(object).or_default();
                 *count = count.saturating_add(1);
                 objects.push(None);
                 continue;
             }
-            let found = parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object);
-            let object = found.filter(|o| !self.was_there(*o)).ok_or_else(|| not(entry, "an entry"))?;
+            let object = found.get(position).copied().flatten();
+            let object = object.filter(|o| !self.was_there(*o)).ok_or_else(|| not(entry, "an entry"))?;
             if let NewKind::HardLink(first) = entry.kind {
                 if objects.get(first).copied().flatten() != Some(object) {
                     return Err(not(entry, "the same file as the first name"));
@@ -305,6 +303,29 @@ impl Audit<'_> {
         let names =
             added.all.par_iter().zip(asked).map_init(|| self.keeper.clone(), one).collect::<Result<Vec<_>>>()?;
         Ok((added, names))
+    }
+    /// Of each new entry the object that its name leads to; of a stream none. `top` is the directory of `--into`.
+    fn found(&self, top: ObjectId) -> Vec<Option<ObjectId>> {
+        let (tree, entries) = (&self.now.tree, &self.job.tree.entries);
+        let look = |all: &[Option<ObjectId>], entry: &NewEntry| {
+            let parent = match entry.parent {
+                None => Some(top),
+                Some(p) => all.get(p).copied().flatten(),
+            };
+            parent.and_then(|p| tree.child(p, &entry.name)).map(|e| tree.entry(e).object)
+        };
+        // Directories first, one after the other: each is found in the one before. All others then at once.
+        let mut all = vec![None; entries.len()];
+        for (position, entry) in entries.iter().enumerate().filter(|(_, e)| matches!(e.kind, NewKind::Dir)) {
+            let object = look(&all, entry);
+            all.get_mut(position).into_iter().for_each(|slot| *slot = object);
+        }
+        let at_once = |(position, entry): (usize, &NewEntry)| match entry.kind {
+            NewKind::Dir => all.get(position).copied().flatten(),
+            NewKind::Stream { .. } => None,
+            _ => look(&all, entry),
+        };
+        entries.par_iter().enumerate().map(at_once).collect()
     }
     /// All older entries are as they were, the image is gone, and there is nothing else.
     fn older(&self, added: &Added) -> Result<()> {
@@ -410,16 +431,17 @@ impl Audit<'_> {
         }
         for raw in std::iter::once(record).chain(others) {
             self.once(&raw)?;
-            if !raw.attributes.iter().all(spelled) {
+            if !raw.attributes.iter().all(|a| spelled(&raw, a)) {
                 return Err(wrong(place(), "MFT record", format!("attributes as they are written in {}", raw.number)));
             }
             let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
-            let sizes = raw.attributes.iter().all(|a| a.value.is_some() || self.sized(a));
+            let sizes = raw.attributes.iter().all(|a| a.is_resident() || self.sized(&raw, a));
             if !sorted || !sizes || self.before.census.in_use.get(raw.number) {
                 let what = format!("attributes in order, with sizes that fit, in record {}", raw.number);
                 return Err(wrong(place(), "MFT record", what));
             }
-            names.extend(raw.attributes.into_iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| a.value));
+            let all = raw.attributes.iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| raw.value_of(a));
+            names.extend(all.map(<[u8]>::to_vec));
         }
         if links != names.len() || names.is_empty() {
             return Err(wrong(place(), "MFT record", format!("a link count of {} in record {number}", names.len())));
@@ -428,19 +450,27 @@ impl Audit<'_> {
     }
     /// No attribute is there twice, but for names.
     fn once(&self, record: &RawRecord) -> Result<()> {
-        let (mut seen, mut instances) = (HashSet::new(), HashSet::new());
-        for a in &record.attributes {
-            let key = (a.kind, a.name.as_slice(), a.bytes.get(0x10..0x18).filter(|_| a.value.is_none()));
-            if !(a.kind == kind::FILE_NAME || seen.insert(key)) || !instances.insert(a.bytes.get(0x0E..0x10)) {
-                let place = self.new.reader.place(record.number).get();
-                return Err(wrong(place, "MFT record", format!("each attribute once in record {}", record.number)));
-            }
+        // Type, name and first cluster; and the instance. There are a few of them, so that each is compared with each.
+        let bytes = |a: &Raw| record.bytes(a);
+        let key = |a: &Raw| (a.kind, record.name(a), bytes(a).get(0x10..0x18).filter(|_| !a.is_resident()));
+        let instance = |a: &Raw| bytes(a).get(0x0E..0x10);
+        let same = |a: &Raw, b: &Raw| instance(a) == instance(b) || (a.kind != kind::FILE_NAME && key(a) == key(b));
+        let mut rest = record.attributes.as_slice();
+        let mut twice = false;
+        while let Some((first, others)) = rest.split_first() {
+            twice |= others.iter().any(|other| same(first, other));
+            rest = others;
+        }
+        if twice {
+            let place = self.new.reader.place(record.number).get();
+            return Err(wrong(place, "MFT record", format!("each attribute once in record {}", record.number)));
         }
         Ok(())
     }
     /// Whether the allocated size of a value is that of its runs, and of sparse ones also the real one.
-    fn sized(&self, a: &super::raw::Raw) -> bool {
-        let u64_at = |at: usize| a.bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
+    fn sized(&self, record: &RawRecord, a: &Raw) -> bool {
+        let u64_at =
+            |at: usize| record.bytes(a).get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
         let cluster = self.new.reader.boot.cluster;
         let all: u64 = a.runs.iter().map(|r| r.len).sum();
         let there: u64 = stored(&a.runs).map(|r| r.len).sum();
@@ -526,8 +556,7 @@ impl Audit<'_> {
         let own = key.reference.number() == dir;
         let record = RawRecord::read(&self.new.reader, key.reference.number())?;
         let name = |v: &[u8]| v.get(0x40..).map(<[u8]>::to_vec);
-        let same =
-            |a: &super::raw::Raw| a.kind == kind::FILE_NAME && a.value.as_deref().and_then(name) == name(&key.value);
+        let same = |a: &Raw| a.kind == kind::FILE_NAME && record.value_of(a).and_then(name) == name(&key.value);
         let short = FileName::decode(&key.value).is_some_and(|n| n.space == super::layout::DOS);
         Ok((own || short) && record.attributes.iter().any(same))
     }

@@ -58,7 +58,7 @@ impl Audit<'_> {
             NewKind::Special(kind) if found.kind == *kind => (0, &Content::Empty),
             _ => return Err(not(entry, "the planned kind")),
         };
-        self.stream(entry, tree.data(object), size, content, copied)
+        self.stream(entry, tree.data(object), size, content, copied, Some(record))
     }
     /// Reparse buffer, extended attributes and security.
     fn extras(&self, entry: &NewEntry, object: ObjectId, record: &RawRecord, keeper: &mut Keeper<'_>) -> Result<()> {
@@ -87,7 +87,8 @@ impl Audit<'_> {
         }
         Ok(())
     }
-    /// A stream is of the planned size, initialized as planned, and where it was planned to be.
+    /// A stream is of the planned size, initialized as planned, and where it was planned to be. `record` is the file's, where the
+    /// stream is its data.
     pub(super) fn stream(
         &self,
         entry: &NewEntry,
@@ -95,6 +96,7 @@ impl Audit<'_> {
         size: u64,
         content: &Content,
         copied: Option<Places>,
+        record: Option<&RawRecord>,
     ) -> Result<()> {
         let tree = &self.now.tree;
         let stream = stream.ok_or_else(|| not(entry, "data"))?;
@@ -122,6 +124,13 @@ impl Audit<'_> {
                 let planned: Map<Stream, Volume> = extents.iter().map(|e| (e.len, e.what)).collect();
                 let found = self.new.packed(tree, stream);
                 found.is_some_and(|p| p.map.extents() == planned.extents())
+            }
+            // What was read just now is not read again.
+            Content::Bytes(bytes)
+                if info.form == Form::Inline && record.is_some_and(|r| r.number == info.locator >> 16) =>
+            {
+                let value = record.and_then(|r| r.value(kind::DATA));
+                value == Some(bytes.as_slice())
             }
             Content::Bytes(bytes) => {
                 let layer = self.new.open(tree, stream)?;
@@ -158,7 +167,7 @@ impl Audit<'_> {
             return 0;
         }
         let record = RawRecord::read(&self.new.reader, self.now.tree.object(object).number).ok();
-        let information = record.as_ref().and_then(|r| r.get(kind::EA_INFORMATION)).and_then(|a| a.value.as_deref());
+        let information = record.as_ref().and_then(|r| r.value(kind::EA_INFORMATION));
         information.and_then(|v| v.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b).into())
     }
     /// The new reparse points: tag and reference.

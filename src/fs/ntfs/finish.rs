@@ -143,7 +143,7 @@ impl Build<'_> {
 fn data_runs(ntfs: &Ntfs, number: u64, kind: u32) -> Result<Vec<Run>> {
     let record = RawRecord::read(&ntfs.reader, number)?;
     let found =
-        record.get(kind).filter(|a| a.value.is_none() && stored(&a.runs).count() == a.runs.len() && !record.has_list());
+        record.get(kind).filter(|a| !a.is_resident() && stored(&a.runs).count() == a.runs.len() && !record.has_list());
     let found = found.ok_or_else(|| refused(format!("MFT record {number} is not of a form that is written")))?;
     Ok(found.runs.clone())
 }

@@ -63,9 +63,9 @@ fn of_file(ntfs: &Ntfs, number: u64) -> Result<Image> {
 
 /// What new files without a descriptor get from the image, new directories from the directory that they are in.
 fn security(record: &RawRecord) -> Security {
-    let info = record.get(kind::STANDARD_INFORMATION).and_then(|a| a.value.as_deref());
+    let info = record.value(kind::STANDARD_INFORMATION);
     let id = info.and_then(|v| v.get(0x34..)?.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
-    let descriptor = record.get(kind::SECURITY_DESCRIPTOR).and_then(|a| a.value.clone());
+    let descriptor = record.value(kind::SECURITY_DESCRIPTOR);
     // A long one would not leave room for a name; $Secure then has the better ones.
     let descriptor = descriptor.filter(|d| id == 0 && d.len() <= 224).map(Arc::from);
     Security { id, descriptor }

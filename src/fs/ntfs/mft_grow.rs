@@ -38,7 +38,7 @@ pub struct Grown {
 
 /// The value of record 0 that lies in clusters without holes.
 fn value(record: &RawRecord, kind: u32) -> Result<&Raw> {
-    let found = record.get(kind).filter(|a| a.value.is_none() && a.runs.iter().all(|r| r.lcn != HOLE && r.lcn != LOST));
+    let found = record.get(kind).filter(|a| !a.is_resident() && a.runs.iter().all(|r| r.lcn != HOLE && r.lcn != LOST));
     found.ok_or_else(|| refused("$MFT has no clusters of its own: this form is not known"))
 }
 
@@ -107,9 +107,9 @@ pub fn grow(reader: &Reader, census: &Census, count: u64, space: &mut Space) -> 
     let mut attributes = Vec::new();
     for a in &zero.attributes {
         let bytes = match a.kind {
-            kind::DATA if a.name.is_empty() => again(a, &data_runs, bytes, cluster),
-            kind::BITMAP if a.name.is_empty() => again(a, &bit_runs, [len; 2], cluster),
-            _ => Some(a.bytes.clone()),
+            kind::DATA if !a.has_name() => again(&zero, a, &data_runs, bytes, cluster),
+            kind::BITMAP if !a.has_name() => again(&zero, a, &bit_runs, [len; 2], cluster),
+            _ => Some(zero.bytes(a).to_vec()),
         };
         let bytes = bytes.ok_or_else(|| refused("the free space is in too small pieces for $MFT to grow"))?;
         attributes.push((bytes, false));
@@ -123,14 +123,14 @@ pub fn grow(reader: &Reader, census: &Census, count: u64, space: &mut Space) -> 
 }
 
 /// The attribute with other runs and sizes, keeping its instance.
-fn again(a: &Raw, runs: &[Run], sizes: [u64; 2], cluster: u64) -> Option<Vec<u8>> {
-    if !a.name.is_empty() || a.flags != 0 {
+fn again(record: &RawRecord, a: &Raw, runs: &[Run], sizes: [u64; 2], cluster: u64) -> Option<Vec<u8>> {
+    if a.has_name() || a.flags != 0 {
         return None;
     }
     let [size, valid] = sizes;
     let m = Mapped { flags: 0, unit: 0, sizes: [clusters(runs).saturating_mul(cluster), size, valid, 0] };
     let (mut bytes, used) = mapped(a.kind, &[], &m, 0, runs, usize::from(u16::MAX))?;
-    bytes.get_mut(0x0E..0x10)?.copy_from_slice(a.bytes.get(0x0E..0x10)?);
+    bytes.get_mut(0x0E..0x10)?.copy_from_slice(record.bytes(a).get(0x0E..0x10)?);
     (used == runs.len()).then_some(bytes)
 }
 

@@ -7,7 +7,7 @@ use crate::extent::{Layer, Stream};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::index::{self, Form, Key, Keys, Source};
 use crate::fs::ntfs::layout::{DIRECTORY, kind};
-use crate::fs::ntfs::raw::{RawRecord, stored};
+use crate::fs::ntfs::raw::{Raw, RawRecord, stored};
 use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::runs::Run;
 
@@ -115,19 +115,23 @@ impl OldDir {
     }
     /// The clusters of its index.
     pub fn clusters(&self) -> Vec<Run> {
-        let index = self.record.attributes.iter().filter(|a| self.which.has(a.kind, &a.name));
+        let index = self.record.attributes.iter().filter(|a| self.which.has(a.kind, self.record.name(a)));
         index.flat_map(|a| stored(&a.runs).collect::<Vec<_>>()).collect()
+    }
+    /// Attributes that are not of its index.
+    fn others(&self) -> impl Iterator<Item = &Raw> {
+        self.record.attributes.iter().filter(|a| !self.which.has(a.kind, self.record.name(a)))
     }
     /// Bytes that its new index may take in the record.
     pub fn room(&self) -> usize {
-        let others = self.record.attributes.iter().filter(|a| !self.which.has(a.kind, &a.name)).map(|a| a.bytes.len());
+        let others = self.others().map(|a| self.record.bytes(a).len());
         self.record.room().saturating_sub(others.sum())
     }
     /// Its record with these attributes for the index.
     pub fn with(&self, index: Vec<(u32, Vec<u8>)>) -> Option<Vec<u8>> {
         let mut all: Vec<(u32, Vec<u8>, bool)> = Vec::new();
-        for a in self.record.attributes.iter().filter(|a| !self.which.has(a.kind, &a.name)) {
-            all.push((a.kind, a.bytes.clone(), false));
+        for a in self.others() {
+            all.push((a.kind, self.record.bytes(a).to_vec(), false));
         }
         for (kind, bytes) in index {
             // Names without one come first, and `$I30` before what else has a name of letters.

@@ -1,5 +1,7 @@
 //! Records that are there already, to be changed: their attributes as they are, and where the clusters of a value are.
 
+use std::ops::Range;
+
 use crate::bytes::Fields;
 use crate::error::{Error, Result};
 use crate::extent::Offset;
@@ -9,17 +11,18 @@ use crate::fs::ntfs::reader::Reader;
 use crate::fs::ntfs::runs::{self, HOLE, LOST, Run};
 use crate::txn::Fresh;
 
-/// An attribute as it stands in its record.
+/// An attribute as it stands in its record: [`RawRecord`] has its bytes. Many are looked at one after the other, so that these are not
+/// copied.
 #[derive(Clone, Debug)]
 pub struct Raw {
     /// Type.
     pub kind: u32,
-    /// Name in UTF-16, little-endian.
-    pub name: Vec<u8>,
-    /// All of its bytes.
-    pub bytes: Vec<u8>,
-    /// The value of a resident one.
-    pub value: Option<Vec<u8>>,
+    /// Where it is in its record.
+    at: Range<usize>,
+    /// Where its name is.
+    name: Range<usize>,
+    /// Where the value of a resident one is.
+    value: Option<Range<usize>>,
     /// The clusters of a non-resident one, in order of VCN, with holes.
     pub runs: Vec<Run>,
     /// Bytes of data and of initialized data, of a non-resident one.
@@ -64,6 +67,22 @@ impl RawRecord {
         let attributes = attributes.collect::<Result<Vec<_>>>()?;
         Ok(Self { number, sequence: record.sequence, flags: record.flags, usn, attributes, bytes })
     }
+    /// All bytes of one of its attributes.
+    pub fn bytes(&self, a: &Raw) -> &[u8] {
+        self.bytes.get(a.at.clone()).unwrap_or_default()
+    }
+    /// The name of one of its attributes in UTF-16, little-endian.
+    pub fn name(&self, a: &Raw) -> &[u8] {
+        self.bytes.get(a.name.clone()).unwrap_or_default()
+    }
+    /// The value of one of its attributes, where that is resident.
+    pub fn value_of(&self, a: &Raw) -> Option<&[u8]> {
+        self.bytes.get(a.value.clone()?)
+    }
+    /// The resident value of this type without a name.
+    pub fn value(&self, kind: u32) -> Option<&[u8]> {
+        self.get(kind).and_then(|a| self.value_of(a))
+    }
     /// Number and sequence number.
     pub fn reference(&self) -> u64 {
         self.number | u64::from(self.sequence) << 48
@@ -78,8 +97,8 @@ impl RawRecord {
     }
     /// The attribute of this type and name.
     pub fn named(&self, kind: u32, name: &[u16]) -> Option<&Raw> {
-        let name: Vec<u8> = name.iter().flat_map(|u| u.to_le_bytes()).collect();
-        self.attributes.iter().find(|a| a.kind == kind && a.name == name)
+        let spelled = |a: &Raw| self.name(a).iter().copied().eq(name.iter().flat_map(|u| u.to_le_bytes()));
+        self.attributes.iter().find(|a| a.kind == kind && spelled(a))
     }
     /// Whether some of its attributes are in other records.
     pub fn has_list(&self) -> bool {
@@ -137,18 +156,23 @@ impl RawRecord {
 fn raw(a: &Attribute<'_>, record: &[u8], reader: &Reader) -> Result<Raw, &'static str> {
     let len = record.get(a.at.saturating_add(4)..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
     let end = a.at.saturating_add(len as usize);
-    let bytes = record.get(a.at..end).ok_or("an attribute within it")?.to_vec();
+    record.get(a.at..end).ok_or("an attribute within it")?;
+    // The decoder's slices are parts of the record.
+    let within = |part: &[u8]| {
+        let start = part.as_ptr().addr().saturating_sub(record.as_ptr().addr());
+        if part.is_empty() { 0..0 } else { start..start.saturating_add(part.len()) }
+    };
     let mut out = Raw {
         kind: a.kind,
-        name: a.name.to_vec(),
-        bytes,
+        at: a.at..end,
+        name: within(a.name),
         value: None,
         runs: Vec::new(),
         sizes: [0; 2],
         flags: a.flags,
     };
     match a.body {
-        Body::Resident(value) => out.value = Some(value.to_vec()),
+        Body::Resident(value) => out.value = Some(within(value)),
         Body::NonResident { lowest, end, pairs, size, valid, .. } => {
             let clusters = reader.context(0).clusters;
             runs::decode(pairs, end.saturating_sub(lowest), clusters, &mut out.runs)?;
@@ -156,6 +180,17 @@ fn raw(a: &Attribute<'_>, record: &[u8], reader: &Reader) -> Result<Raw, &'stati
         }
     }
     Ok(out)
+}
+
+impl Raw {
+    /// Whether its value is in the record.
+    pub fn is_resident(&self) -> bool {
+        self.value.is_some()
+    }
+    /// Whether it has a name.
+    pub fn has_name(&self) -> bool {
+        !self.name.is_empty()
+    }
 }
 
 /// Only the runs that have clusters.

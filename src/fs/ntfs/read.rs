@@ -95,7 +95,7 @@ impl Ntfs {
     }
     /// The security descriptor of a file by its base record.
     pub(super) fn security_of(&self, record: &RawRecord) -> Option<Arc<[u8]>> {
-        let value = |kind| record.get(kind).and_then(|a| a.value.as_deref());
+        let value = |kind| record.value(kind);
         let own = value(kind::SECURITY_DESCRIPTOR).map(Arc::from);
         self.descriptor(record.number, own, value(kind::STANDARD_INFORMATION).map(security_id), record.has_list())
     }

@@ -164,8 +164,8 @@ fn of_the_image(ntfs: &Ntfs, image: &HostFile, what: &str, out: &mut Vec<String>
                     format!("{what} has an object identity ($OBJECT_ID), which links may follow: copy the image, or remove it with `fsutil objectid delete`"),
                 ),
                 kind::REPARSE_POINT => out.push(format!("{what} is a reparse point (deduplicated, in the cloud, ...)")),
-                kind::DATA if a.name.is_empty() && a.flags & ENCRYPTED != 0 => out.push(format!("{what} is encrypted by EFS")),
-                kind::DATA if a.name.is_empty() && a.flags & COMPRESSION_MASK != 0 => {
+                kind::DATA if !a.has_name() && a.flags & ENCRYPTED != 0 => out.push(format!("{what} is encrypted by EFS")),
+                kind::DATA if !a.has_name() && a.flags & COMPRESSION_MASK != 0 => {
                     out.push(format!("{what} is compressed by the host"));
                 }
                 _ => {}

@@ -165,7 +165,9 @@ impl Wanted {
     /// # Errors
     /// [`Error::Refused`] where NTFS can't hold it, or there is too little space.
     pub fn new(job: &Job<'_>, depth: usize, from: &mut From<'_>) -> Result<Self> {
-        let mut all = Self { dirs: vec![Dir::default()], ..Self::default() };
+        // Growing it step by step would move everything some twenty times.
+        let nodes = Vec::with_capacity(job.tree.entries.len().saturating_add(job.tree.into.len()));
+        let mut all = Self { nodes, dirs: vec![Dir::default()], ..Self::default() };
         let mut top = 0;
         for name in job.tree.into.iter().skip(depth) {
             let node = all.node(top, name, times(Times::default(), from.made), 0)?;
@@ -329,7 +331,7 @@ impl Wanted {
             Content::Bytes(bytes) if bytes.len() as u64 == size => Ok(Body::Resident(bytes.clone().into(), false)),
             Content::Bytes(_) => Err(refused(format!("{} has other bytes than its size says", name()))),
             Content::Linked(extents) => {
-                let (runs, valid, clusters) = linked(extents, from, &name())?;
+                let (runs, valid, clusters) = linked(extents, from, &name)?;
                 if clusters != size.div_ceil(cluster) || extents.iter().map(|e| e.len).sum::<u64>() != size {
                     return Err(refused(format!("{}: extents of other bytes than {size}", name())));
                 }
@@ -337,7 +339,7 @@ impl Wanted {
                 Ok(Body::Runs { runs: runs.into(), size, valid: valid.min(size), packed: false })
             }
             Content::Packed { valid, extents } => {
-                let (runs, _, clusters) = linked(extents, from, &name())?;
+                let (runs, _, clusters) = linked(extents, from, &name)?;
                 let whole = clusters.is_multiple_of(UNIT) && extents.iter().all(|e| e.len.is_multiple_of(cluster));
                 if !whole || cluster > MAX_PACKED || clusters.saturating_mul(cluster) < size {
                     return Err(refused(format!("{}: its extents are no compression units", name())));
@@ -369,7 +371,11 @@ pub fn tail(extents: &[Extent<Stream, Volume>], cluster: u64) -> Option<(Offset<
 
 /// Runs of extents over clusters of the image, which are then no longer the image's; the last stored byte where only zeros follow
 /// (the end where none do), and how many clusters these are.
-fn linked(extents: &[Extent<Stream, Volume>], from: &mut From<'_>, name: &str) -> Result<(Vec<Run>, u64, u64)> {
+fn linked(
+    extents: &[Extent<Stream, Volume>],
+    from: &mut From<'_>,
+    name: &dyn Fn() -> String,
+) -> Result<(Vec<Run>, u64, u64)> {
     let cluster = from.reader.boot.cluster;
     let mut runs: Vec<Run> = Vec::new();
     let (mut at, mut clusters, mut valid) = (0u64, 0u64, u64::MAX);
@@ -388,7 +394,7 @@ fn linked(extents: &[Extent<Stream, Volume>], from: &mut From<'_>, name: &str) -
             _ => None,
         };
         let lcn = lcn.filter(|_| (last || before_zeros || !ragged) && e.start.get() == at);
-        let lcn = lcn.ok_or_else(|| refused(format!("{name}: its extents are no clusters of the host")))?;
+        let lcn = lcn.ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
         if before_zeros && ragged {
             valid = end;
         }
@@ -402,7 +408,7 @@ fn linked(extents: &[Extent<Stream, Volume>], from: &mut From<'_>, name: &str) -
         if lcn != HOLE {
             from.image
                 .put_run(run, false)
-                .map_err(|n| refused(format!("{name}: cluster {n} is not the image's, or another file's too")))?;
+                .map_err(|n| refused(format!("{}: cluster {n} is not the image's, or another file's too", name())))?;
         }
         match runs.last_mut() {
             Some(r) if r.lcn == HOLE && lcn == HOLE => r.len = r.len.saturating_add(run.len),
