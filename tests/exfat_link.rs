@@ -131,6 +131,7 @@ impl<'c> Wanted<'c> {
             attributes: (i as u32 % 8) | if i.is_multiple_of(2) { 0x20 } else { 0 },
             posix: None,
             xattrs: Vec::new(),
+            security: None,
             origin,
         });
         self.paths.push(path);
@@ -269,6 +270,7 @@ fn twenty_thousand_files_in_one_directory() {
                 attributes: 0,
                 posix: None,
                 xattrs: Vec::new(),
+                security: None,
                 origin: Some(Origin { volume: i, stream: None, object: tree.root() }),
             });
         }

@@ -42,7 +42,7 @@ pub struct Rules {
     pub packed: u64,
     /// Whether it has reparse points: an extended attribute [`REPARSE`](crate::fs::REPARSE) makes one of a file or directory.
     pub reparse: bool,
-    /// Whether it has security descriptors: an extended attribute [`SECURITY`](crate::fs::SECURITY).
+    /// Whether it has security descriptors ([`NewEntry::security`]).
     pub security: bool,
     /// Whether bytes behind the end of a file may be shown later, so that they are zeroed by default.
     pub slack_shows: bool,
@@ -219,6 +219,8 @@ pub struct NewEntry {
     pub posix: Option<(u16, u32, u32)>,
     /// Extended attributes, where [`Rules::xattrs`] and the guest has any: whole names, and values as `getxattr` gives them.
     pub xattrs: Vec<Xattr>,
+    /// Its security descriptor, where [`Rules::security`] and the guest has one. Most files share a few.
+    pub security: Option<Arc<[u8]>>,
     /// Where it comes from; none for directories that only the plan has (`p1`).
     pub origin: Option<Origin>,
 }
@@ -383,6 +385,7 @@ mod tests {
             attributes: 0,
             posix: None,
             xattrs: Vec::new(),
+            security: None,
             origin: None,
         };
         let contents = [

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::extent::{Layer, Map, ReadAt, Stream, Volume};
+use crate::extent::{Layer, Map, Offset, ReadAt, Stream, Volume};
 
 mod asked;
 pub mod exfat;
@@ -66,6 +66,14 @@ pub struct Packed {
     pub map: Map<Stream, Volume>,
 }
 
+/// What [`FileSystem::details`] gives: a security descriptor, and the bytes of a stream.
+pub type Details = (Option<Arc<[u8]>>, Option<Vec<u8>>);
+
+/// All bytes of a stream that is known to be small.
+fn whole(layer: &dyn Layer<Stream>) -> Option<Vec<u8>> {
+    layer.read_vec(Offset::new(0), usize::try_from(layer.len()).ok()?).ok()
+}
+
 /// A file system that was recognised in a volume. Opening has read its superblock or boot sector and what is needed to
 /// find the rest; [`walk`](Self::walk) reads the rest.
 pub trait FileSystem: Send + Sync {
@@ -88,10 +96,11 @@ pub trait FileSystem: Send + Sync {
         let _ = (tree, stream);
         None
     }
-    /// The security descriptor of an object (self-relative, \[MS-DTYP\] 2.4.6), where the file system has such and it can be read.
-    fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
-        let _ = (tree, object);
-        None
+    /// The security descriptor of an object (self-relative, \[MS-DTYP\] 2.4.6), where the file system has such and it can be read; and
+    /// the bytes of `stream`, a small one of it, where one is asked for and it can be read. Both at once, as they may be in one place.
+    fn details(&self, tree: &Tree, object: ObjectId, stream: Option<StreamId>) -> Details {
+        let _ = object;
+        (None, stream.and_then(|stream| whole(self.open(tree, stream).ok()?.as_ref())))
     }
     /// This file system as a host to be written, where there is a writer for it.
     fn as_host(&self) -> Option<&dyn host::Host> {

@@ -231,7 +231,7 @@ pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// The extended attribute that is a reparse buffer (\[MS-FSCC\] 2.1.2), by the name that ntfs-3g has for it.
 pub const REPARSE: &[u8] = b"system.ntfs_reparse_data";
-/// The extended attribute that is a security descriptor (self-relative, \[MS-DTYP\] 2.4.6), by the name that ntfs-3g has for it.
+/// What a security descriptor is called among extended attributes (self-relative, \[MS-DTYP\] 2.4.6), by the name that ntfs-3g has for it.
 pub const SECURITY: &[u8] = b"system.ntfs_acl";
 /// The extended attribute that is a list of NTFS's own extended attributes (`FILE_FULL_EA_INFORMATION`, \[MS-FSCC\] 2.4.15).
 pub const EA: &[u8] = b"system.ntfs_ea";

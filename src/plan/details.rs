@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::extent::{Encoding, Map, Offset, Stream, Volume, What};
+use crate::extent::{Encoding, Map, Stream, Volume, What};
 use crate::fs::host::{Content, Rules};
 use crate::fs::{Form, ObjectId, REPARSE, StreamId, Tree};
 use crate::plan::GuestVolume;
@@ -17,18 +17,27 @@ pub fn add(guests: &[GuestVolume], rules: Rules, drafts: &mut [Draft]) {
     drafts.par_iter_mut().for_each(|draft| {
         let Some(guest) = guests.get(draft.row.volume) else { return };
         let Some(fs) = &guest.fs else { return };
-        if let (Ok(Shape::File(size, content @ Content::Copied)), Some(stream)) = (&mut draft.shape, draft.row.stream)
-            && *size <= rules.inline
-            && let Ok(size) = usize::try_from(*size)
-            && let Ok(layer) = fs.open(&guest.tree, stream)
-            && let Ok(bytes) = layer.read_vec(Offset::new(0), size)
+        let small = match &draft.shape {
+            Ok(Shape::File(size, Content::Copied)) if *size <= rules.inline => draft.row.stream,
+            _ => None,
+        };
+        let named = draft.row.stream.is_some_and(|s| guest.tree.stream_name(s).is_some());
+        let secured = rules.security && !named && matches!(draft.shape, Ok(Shape::File(..) | Shape::Dir));
+        let object = match (draft.row.entry, draft.row.stream) {
+            (Some(entry), _) => guest.tree.entry(entry).object,
+            (None, Some(stream)) => guest.tree.stream(stream).object,
+            (None, None) => return,
+        };
+        if small.is_none() && !secured {
+            return;
+        }
+        let (security, bytes) = fs.details(&guest.tree, object, small);
+        draft.security = security.filter(|_| secured && draft.row.entry.is_some());
+        if let (Ok(Shape::File(size, content)), Some(bytes)) = (&mut draft.shape, bytes)
+            && small.is_some()
+            && bytes.len() as u64 == *size
         {
             *content = Content::Bytes(bytes);
-        }
-        let named = draft.row.stream.is_some_and(|s| guest.tree.stream_name(s).is_some());
-        if rules.security && !named && matches!(draft.shape, Ok(Shape::File(..) | Shape::Dir)) {
-            let object = draft.row.entry.map(|e| guest.tree.entry(e).object);
-            draft.security = object.and_then(|o| fs.security(&guest.tree, o));
         }
     });
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::fs::host::{Content, Host, HostName, NameRules, NewEntry, NewKind, Origin};
-use crate::fs::{EntryId, Kind, ObjectId, SECURITY, Times};
+use crate::fs::{EntryId, Kind, ObjectId, Times};
 use crate::plan::names::{self, Namer};
 use crate::plan::{GuestVolume, Part, Reason, Row};
 
@@ -102,10 +102,8 @@ pub fn assemble(
             if let (true, Some(object)) = (xattrs && !matches!(entry.kind, NewKind::HardLink(_)), object)
                 && draft.row.stream.is_none_or(|s| guest.tree.stream_name(s).is_none())
             {
-                let own = guest.tree.xattrs(object);
-                entry.xattrs = Vec::with_capacity(own.len().saturating_add(draft.security.is_some().into()));
-                entry.xattrs.extend_from_slice(own);
-                entry.xattrs.extend(draft.security.map(|d| (SECURITY.to_vec(), d.to_vec())));
+                entry.xattrs = guest.tree.xattrs(object).to_vec();
+                entry.security = draft.security;
             }
             if let Some(source) = draft.source {
                 sources.insert(entries.len(), source);
@@ -261,7 +259,17 @@ fn raw_name<'g>(guest: &'g GuestVolume, row: &Row) -> &'g [u8] {
 /// The new directory that a volume's contents go to.
 fn folder(name: HostName) -> NewEntry {
     let (times, kind) = (Times::default(), NewKind::Dir);
-    NewEntry { parent: None, name, kind, times, attributes: 0, posix: None, xattrs: Vec::new(), origin: None }
+    NewEntry {
+        parent: None,
+        name,
+        kind,
+        times,
+        attributes: 0,
+        posix: None,
+        xattrs: Vec::new(),
+        security: None,
+        origin: None,
+    }
 }
 
 fn new_entry(
@@ -281,6 +289,7 @@ fn new_entry(
         attributes: about.map_or(0, |o| o.attributes),
         posix: about.and_then(|o| o.mode.zip(o.owner)).map(|(mode, (user, group))| (mode, user, group)),
         xattrs: Vec::new(),
+        security: None,
         origin: object.map(|object| Origin { volume: row.volume, stream: row.stream, object }),
     }
 }

@@ -383,6 +383,7 @@ mod tests {
             attributes: 0,
             posix: None,
             xattrs: Vec::new(),
+            security: None,
             origin: None,
         };
         let plan =

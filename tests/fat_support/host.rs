@@ -185,6 +185,7 @@ impl<'c> Wanted<'c> {
             attributes: if i.is_multiple_of(5) { 0x1821 } else { 0 },
             posix: None,
             xattrs: Vec::new(),
+            security: None,
             origin,
         });
         i

@@ -242,6 +242,7 @@ impl<'c> Wanted<'c> {
             attributes: if i.is_multiple_of(5) { 0x1827 } else { 0 },
             posix: None,
             xattrs: vec![],
+            security: None,
             origin: Some(Origin { volume: i, stream: None, object }),
         });
         i

@@ -111,6 +111,7 @@ impl Build<'_> {
             attributes: 0,
             posix: None,
             xattrs: Vec::new(),
+            security: None,
             origin: None,
         };
         for (n, own) in numbers.made.iter().enumerate() {

@@ -15,7 +15,7 @@ use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::raw::RawRecord;
 use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::wanted::{KEPT, times};
-use crate::fs::{EA, FileSystem, Form, Kind, ObjectId, REPARSE, SECURITY, StreamId};
+use crate::fs::{EA, FileSystem, Form, Kind, ObjectId, REPARSE, StreamId};
 
 /// Attribute bits that say how the data is kept, and what the object is: sparse, compressed, reparse point, special
 /// file, directory.
@@ -66,7 +66,8 @@ impl Audit<'_> {
             NewKind::Symlink(_) | NewKind::Special(_) => keeper.special(entry).unwrap_or_default(),
             _ => keeper.of(entry),
         };
-        let ea: Option<Vec<u8>> = entry.xattrs.iter().find(|(n, v)| n == EA && keeper.keeps(n, v)).map(|x| x.1.clone());
+        let ea: Option<Vec<u8>> =
+            entry.xattrs.iter().find(|(n, v)| n == EA && Keeper::keeps(n, v)).map(|x| x.1.clone());
         let device = match entry.kind {
             NewKind::Special(kind) => Some(special_ea(entry, kind)),
             _ => None,
@@ -79,7 +80,7 @@ impl Audit<'_> {
             return Err(not(entry, "the planned reparse point and extended attributes"));
         }
         let have = self.new.security_of(record);
-        let asked = entry.xattrs.iter().find(|(n, v)| n == SECURITY && keeper.keeps(n, v)).map(|x| x.1.as_slice());
+        let asked = entry.security.as_ref().filter(|d| keeper.security(d).is_some()).map(|d| &**d);
         let security = &expected.security;
         let meant = asked.or(security.descriptor.as_deref()).or(self.new.secure().get(security.id).map(|d| &**d));
         if have.as_deref() != meant {

@@ -10,7 +10,7 @@ use crate::fs::ntfs::layout::kind;
 use crate::fs::ntfs::pack::{Body, Value};
 use crate::fs::ntfs::reparse;
 use crate::fs::ntfs::secure::{Secure, sound};
-use crate::fs::{EA, Kind, REPARSE, SECURITY};
+use crate::fs::{EA, Kind, REPARSE};
 
 /// The largest reparse buffer and list of extended attributes, in bytes.
 const MAX_BUFFER: usize = 16 << 10;
@@ -60,7 +60,7 @@ pub struct Keeper<'a> {
     room: usize,
     known: HashMap<Vec<u8>, Security>,
     /// The one that was asked for last: most files have the same as the one before.
-    last: Option<(Vec<u8>, Security)>,
+    last: Option<(Arc<[u8]>, Security)>,
 }
 
 impl<'a> Keeper<'a> {
@@ -76,9 +76,11 @@ impl<'a> Keeper<'a> {
     /// Of an entry.
     pub fn of(&mut self, entry: &NewEntry) -> Extras {
         let mut out = self.none(matches!(entry.kind, NewKind::Dir));
+        if let Some(security) = entry.security.as_ref().and_then(|d| self.security(d)) {
+            out.security = security;
+        }
         for (name, value) in &entry.xattrs {
             match name.as_slice() {
-                SECURITY => out.security = self.security(value).unwrap_or(out.security),
                 REPARSE if is_reparse(value) => out.set_reparse(value.clone()),
                 EA => out.set_ea(value),
                 _ => {}
@@ -101,12 +103,12 @@ impl<'a> Keeper<'a> {
         Some(out)
     }
     /// A descriptor: by the identity that the host has for it, or as it is. None where it is not sound or too long.
-    pub fn security(&mut self, descriptor: &[u8]) -> Option<Security> {
-        if let Some((_, security)) = self.last.as_ref().filter(|(last, _)| last == descriptor) {
+    pub fn security(&mut self, descriptor: &Arc<[u8]>) -> Option<Security> {
+        if let Some((_, security)) = self.last.as_ref().filter(|(last, _)| Arc::ptr_eq(last, descriptor)) {
             return Some(security.clone());
         }
         let security = self.looked_up(descriptor)?;
-        self.last = Some((descriptor.to_vec(), security.clone()));
+        self.last = Some((Arc::clone(descriptor), security.clone()));
         Some(security)
     }
     fn looked_up(&mut self, descriptor: &[u8]) -> Option<Security> {
@@ -124,9 +126,8 @@ impl<'a> Keeper<'a> {
         Some(new)
     }
     /// Whether an extended attribute of an entry is kept.
-    pub fn keeps(&mut self, name: &[u8], value: &[u8]) -> bool {
+    pub fn keeps(name: &[u8], value: &[u8]) -> bool {
         match name {
-            SECURITY => self.security(value).is_some(),
             REPARSE => is_reparse(value),
             EA => ea_information(value).is_some(),
             _ => false,

@@ -8,13 +8,14 @@ use crate::fs::asked::printable;
 use crate::fs::host::{Content, Estimate, Host, HostImage, HostName, Job, NameRules, NewKind, Rules};
 use crate::fs::ntfs::census::Census;
 use crate::fs::ntfs::encode::capacity;
+use crate::fs::ntfs::extras::Keeper;
 use crate::fs::ntfs::layout::{EXTEND, FIRST_USER, ROOT};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::upcase::UpCase;
 use crate::fs::ntfs::wanted::MAX_PACKED;
 use crate::fs::ntfs::{audit, link, refuse};
-use crate::fs::{FileSystem, Kind, Tree, utf16};
+use crate::fs::{FileSystem, Kind, SECURITY, Tree, utf16};
 use crate::txn::{SECTOR, Staging};
 
 /// Bytes of a record that are kept from streams: times, a name of usual length, security.
@@ -199,9 +200,12 @@ impl Host for Ntfs {
         let mut out = Vec::new();
         for (at, entry) in job.tree.entries.iter().enumerate() {
             for (name, value) in &entry.xattrs {
-                if !keeper.keeps(name, value) {
+                if !Keeper::keeps(name, value) {
                     out.push((at, name.clone()));
                 }
+            }
+            if entry.security.as_ref().is_some_and(|d| keeper.security(d).is_none()) {
+                out.push((at, SECURITY.to_vec()));
             }
         }
         out

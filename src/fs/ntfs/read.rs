@@ -18,7 +18,7 @@ use crate::fs::ntfs::runs::{HOLE, LOST};
 use crate::fs::ntfs::scan::Chunk;
 use crate::fs::ntfs::secure::{MAX_DESCRIPTOR, Secure};
 use crate::fs::ntfs::stream::Resident;
-use crate::fs::{Facts, FileSystem, Form, ObjectId, Packed, ReadOptions, StreamId, Tree, utf16};
+use crate::fs::{Details, Facts, FileSystem, Form, ObjectId, Packed, ReadOptions, StreamId, Tree, utf16};
 
 /// Bytes of `$MFT` that are read at a time: few enough to be still in a core's cache when they are decoded.
 const SWEEP: u64 = 128 << 10;
@@ -316,9 +316,12 @@ impl FileSystem for Ntfs {
         let whole = map.len() >= info.size && map.len().checked_rem(unit) == Some(0);
         (whole && !lost && wrong.is_none()).then_some(Packed { unit, cluster, map })
     }
-    fn security(&self, tree: &Tree, object: ObjectId) -> Option<Arc<[u8]>> {
+    fn details(&self, tree: &Tree, object: ObjectId, stream: Option<StreamId>) -> Details {
         let number = tree.object(object).number;
-        let (mut own, mut id, mut listed) = (None, None, false);
+        // Mostly the bytes are in the same record.
+        let info = stream.map(|stream| tree.stream(stream));
+        let here = info.filter(|info| info.form == Form::Inline && info.locator >> 16 == number);
+        let (mut own, mut id, mut listed, mut bytes) = (None, None, false, None);
         let look = |record: &Record<'_>| {
             for attribute in record.attributes() {
                 let a = attribute?;
@@ -329,10 +332,23 @@ impl FileSystem for Ntfs {
                     _ => {}
                 }
             }
+            if let Some(info) = here
+                && let Ok(attribute) = record.attribute((info.locator & 0xFFFF) as usize)
+                && let Body::Resident(value) = attribute.body
+                && value.len() as u64 == info.size
+            {
+                bytes = Some(value.to_vec());
+            }
             Ok(())
         };
-        self.reader.decoded(number, look).ok()?;
-        self.descriptor(number, own, id, listed)
+        let security = match self.reader.decoded(number, look) {
+            Ok(()) => self.descriptor(number, own, id, listed),
+            Err(_) => None,
+        };
+        if let (None, None, Some(stream)) = (here, &bytes, stream) {
+            bytes = self.open(tree, stream).ok().and_then(|layer| crate::fs::whole(&*layer));
+        }
+        (security, bytes)
     }
     fn as_host(&self) -> Option<&dyn Host> {
         Some(self)

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use crate::error::{Result, refused};
 use crate::extent::{Extent, Offset, Stream, Volume, What};
 use crate::fs::Times;
@@ -81,6 +83,13 @@ pub struct Wanted {
     pub tails: Vec<(Offset<Volume>, u32)>,
     /// Bytes that did not fit into records.
     pub fresh: Vec<Fresh>,
+}
+
+/// A name as the plan has it, and as NTFS does; none where it can't.
+type Name<'n> = (&'n [u8], Option<Vec<u16>>);
+
+fn units(name: &[u8]) -> Option<Vec<u16>> {
+    utf16::from_wtf8(name).filter(|n| upcase::legal(n))
 }
 
 /// Times as NTFS has them; what is missing is taken from the others, or from the image.
@@ -170,10 +179,11 @@ impl Wanted {
         let mut all = Self { nodes, dirs: vec![Dir::default()], ..Self::default() };
         let mut top = 0;
         for name in job.tree.into.iter().skip(depth) {
-            let node = all.node(top, name, times(Times::default(), from.made), 0)?;
+            let node = all.node(top, (name, units(name)), times(Times::default(), from.made), 0)?;
             all.extras(node, from.keeper.none(true));
             top = all.dir(node);
         }
+        let mut names: Vec<Option<Vec<u16>>> = job.tree.entries.par_iter().map(|e| units(&e.name)).collect();
         // Of each entry, its node, and its directory where it is one.
         let mut made: Vec<(usize, Option<usize>)> = Vec::with_capacity(job.tree.entries.len());
         for (position, entry) in job.tree.entries.iter().enumerate() {
@@ -184,17 +194,18 @@ impl Wanted {
             let parent = parent.ok_or_else(|| refused(format!("{} is in no directory", printable(&entry.name))))?;
             let times = times(entry.times, from.made);
             let attributes = entry.attributes & KEPT;
+            let name = (entry.name.as_slice(), names.get_mut(position).and_then(Option::take));
             let one = match &entry.kind {
                 NewKind::Dir => {
                     // What is made in a directory with this bit is compressed.
                     let attributes = attributes | entry.attributes & PACKED_FILE;
-                    let node = all.node(parent, &entry.name, times, attributes)?;
+                    let node = all.node(parent, name, times, attributes)?;
                     all.extras(node, from.keeper.of(entry));
                     (node, Some(all.dir(node)))
                 }
                 NewKind::File { size, content } => {
                     let body = all.content(job, position, *size, content, from)?;
-                    let node = all.node(parent, &entry.name, times, attributes)?;
+                    let node = all.node(parent, name, times, attributes)?;
                     all.extras(node, from.keeper.of(entry));
                     if let Some(n) = all.nodes.get_mut(node) {
                         // Most files have one stream, and there may be many files: not more room than that.
@@ -203,7 +214,7 @@ impl Wanted {
                     (node, None)
                 }
                 NewKind::Symlink(_) | NewKind::Special(_) => {
-                    let node = all.node(parent, &entry.name, times, attributes)?;
+                    let node = all.node(parent, name, times, attributes)?;
                     let extras = from.keeper.special(entry);
                     all.extras(node, extras.ok_or_else(|| refused(format!("{} is too long", printable(&entry.name))))?);
                     if let Some(n) = all.nodes.get_mut(node) {
@@ -216,7 +227,7 @@ impl Wanted {
                     let node = made.get(*first).filter(|m| m.1.is_none()).map(|m| m.0);
                     let node =
                         node.ok_or_else(|| refused(format!("{} is a name of nothing", printable(&entry.name))))?;
-                    all.name(node, parent, &entry.name)?;
+                    all.name(node, parent, name)?;
                     (node, None)
                 }
                 NewKind::Stream { of, size, content } => {
@@ -241,7 +252,9 @@ impl Wanted {
             made.push(one);
         }
         let mut nodes = std::mem::take(&mut all.nodes);
-        for node in &mut nodes {
+        let room = capacity(from.reader.boot.record);
+        let fits: Vec<bool> = nodes.par_iter().map(|node| node.fits(room)).collect();
+        for (node, _) in nodes.iter_mut().zip(fits).filter(|(_, fits)| !fits) {
             all.fit(node, from)?;
         }
         all.nodes = nodes;
@@ -252,9 +265,7 @@ impl Wanted {
         let cluster = from.reader.boot.cluster;
         let room = capacity(from.reader.boot.record);
         loop {
-            let index = if node.dir.is_some() { LEAST } else { 0 };
-            let used = node.sum(pack::least).saturating_add(index);
-            if used <= room {
+            if node.fits(room) {
                 return Ok(());
             }
             let len = |v: &Value<'_>| match &v.body {
@@ -296,14 +307,13 @@ impl Wanted {
         }
         at
     }
-    fn node(&mut self, parent: usize, name: &[u8], times: [u64; 4], attributes: u32) -> Result<usize> {
+    fn node(&mut self, parent: usize, name: Name<'_>, times: [u64; 4], attributes: u32) -> Result<usize> {
         let at = self.nodes.len();
         self.nodes.push(Node { times, attributes, ..Node::default() });
         self.name(at, parent, name)?;
         Ok(at)
     }
-    fn name(&mut self, node: usize, parent: usize, name: &[u8]) -> Result<()> {
-        let units = utf16::from_wtf8(name).filter(|n| upcase::legal(n));
+    fn name(&mut self, node: usize, parent: usize, (name, units): Name<'_>) -> Result<()> {
         let units = units.ok_or_else(|| refused(format!("{} is no name that NTFS can have", printable(name))))?;
         let (Some(n), Some(dir)) = (self.nodes.get_mut(node), self.dirs.get_mut(parent)) else {
             return Err(refused("a directory is missing"));
@@ -422,6 +432,11 @@ fn linked(
 }
 
 impl Node {
+    /// Whether so many bytes of a record are enough for what can't be elsewhere.
+    fn fits(&self, room: usize) -> bool {
+        let index = if self.dir.is_some() { LEAST } else { 0 };
+        self.sum(pack::least).saturating_add(index) <= room
+    }
     /// Whether its data has holes.
     fn sparse(&self) -> bool {
         self.data.iter().any(Value::sparse)
