@@ -175,6 +175,7 @@ impl<'c> Wanted<'c> {
             attributes: 0,
             posix: Some((mode, owner.0, owner.1)),
             xattrs,
+            security: None,
             origin,
         });
         i

@@ -242,7 +242,9 @@ fn walk(fs: Result<Option<Arc<dyn FileSystem>>>) {
     let Ok(tree) = fs.walk() else { return };
     for (entry, _) in tree.order() {
         let _ = tree.path(entry);
-        let _ = fs.security(&tree, tree.entry(entry).object);
+        let object = tree.entry(entry).object;
+        let small = tree.streams(object).find(|s| tree.stream(*s).size <= 4096);
+        let _ = fs.details(&tree, object, small);
     }
     let streams = tree.objects().flat_map(|(id, _)| tree.streams(id)).take(STREAMS);
     for id in streams {
