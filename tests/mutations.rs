@@ -3,7 +3,6 @@
 
 mod common;
 mod exfat_support;
-#[expect(dead_code, reason = "only power cuts are used here")]
 #[path = "common/machine.rs"]
 mod machine;
 #[path = "../fuzz/src/lib.rs"]
