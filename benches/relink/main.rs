@@ -6,6 +6,10 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
+#[path = "../../tests/exfat_support/mod.rs"]
+mod exfat_support;
+
+mod exfat;
 mod ext;
 mod extract;
 mod fat;
@@ -59,6 +63,31 @@ fn main() {
             relink::run(title, &guest, &ntfs::host(&guest.image), relink::ntfs_source);
         });
     }
+    for (unit, large, mixed) in [
+        ("4K", "relink: exFAT, clusters of 4 KiB, large files", "relink: exFAT, clusters of 4 KiB, 20,000 mixed files"),
+        (
+            "128K",
+            "relink: exFAT, clusters of 128 KiB, large files",
+            "relink: exFAT, clusters of 128 KiB, 20,000 mixed files",
+        ),
+    ] {
+        part(large, &|title| {
+            let guest = guest::large_files();
+            relink::run(title, &guest, &exfat::ExFat::new(unit, &guest.image), relink::ntfs_source);
+        });
+        part(mixed, &|title| {
+            let guest = guests::plain_names(&guest::windows());
+            relink::run(title, &guest, &exfat::ExFat::new(unit, &guest.image), relink::ntfs_source);
+        });
+    }
+    part("relink: full exFAT, clusters of 4 KiB, 20,000 mixed files from sector 63 on", &|title| {
+        let guest = exfat::old_partition(&guests::plain_names(&guest::windows()));
+        relink::run(title, &guest, &exfat::ExFat::full("4K", &guest.image), exfat::old_source);
+    });
+    part("relink: full exFAT, clusters of 128 KiB, large files", &|title| {
+        let guest = guest::large_files();
+        relink::run(title, &guest, &exfat::ExFat::full("128K", &guest.image), relink::ntfs_source);
+    });
     part("extract: large files of an ext4 guest", &|title| {
         extract::extract(title, &ext::large_files(), "ext4", ext::source)
     });

@@ -16,6 +16,10 @@ pub trait Target {
     fn what(&self) -> String;
     /// The image on it: the argument of `relink`.
     fn image(&self) -> String;
+    /// Further arguments of `relink`.
+    fn flags(&self) -> &'static [&'static str] {
+        &[]
+    }
     /// Where the journal is made; not there after `reset`.
     fn journal(&self) -> PathBuf;
     /// A folder on the disk that the host's file is on.
@@ -123,7 +127,8 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -
     let bytes: u64 = guest.files.values().map(|s| s.size).sum();
     let files = guest.files.len() as u64;
     println!("\n## {title}: {files} files, {} MB, {}", bytes / 1_000_000, target.what());
-    let dry = words(&[UNIMAGE, "relink", &target.image(), "--into", "/out"]);
+    let mut dry = words(&[UNIMAGE, "relink", &target.image(), "--into", "/out"]);
+    dry.extend(words(target.flags()));
     let mut commit = dry.clone();
     commit.extend(words(&["--journal", &target.journal().display().to_string(), "--commit"]));
     let mut best = Cost { seconds: f64::MAX, ..Cost::default() };
@@ -168,6 +173,9 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -
         ("slack zeroed", zeroing, zeroed, &serde_json::Value::Null),
     ] {
         println!("  part: {what:<23}{time:6.3} s   written {written} B   {of}");
+    }
+    if !summary["reuse"].is_null() {
+        println!("  in units of the image    {}", summary["reuse"]);
     }
     let (to, count) = (format!("of={}", target.dir().join("zeros").display()), format!("count={}", best.written));
     let dd = words(&["dd", "if=/dev/zero", &to, "bs=1M", "iflag=count_bytes", &count, "conv=fsync", "status=none"]);
