@@ -5,35 +5,32 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Result, refused};
-use crate::extent::{Offset, ReadAt, Volume};
-use crate::fs::exfat::dirent::{self, Alloc, ENTRY, ENTRY_BYTES, NO_CHAIN, POSSIBLE};
+use crate::extent::{LayerId, Offset, ReadAt, Volume};
+use crate::fs::exfat::dirent::{self, Alloc, ENTRY, NO_CHAIN, POSSIBLE};
 use crate::fs::exfat::grow::{Growth, Leads, name_of, resize};
 use crate::fs::exfat::layout::{HEAD, closed, percent, with_percent};
 use crate::fs::exfat::read::{ExFat, Scan};
 use crate::fs::exfat::table::END;
-use crate::fs::fat::grow::copied;
-use crate::fs::fat::link::{clusters, clusters_of, differing, push_fresh};
-use crate::fs::fat::space::{Space, runs_of};
-use crate::fs::fat::table::{Bits, Claims, Run, push_cluster};
-use crate::fs::host::{Content, Estimate, Host, HostFile, HostImage, HostName, Job, NewKind, Rules};
-use crate::txn::reuse::{Layout, Range};
-use crate::txn::{Copy, Fresh, Group, Quarantine, SECTOR, Staging};
+use crate::fs::fat::supply::{Clustered, Supply, clusters, in_order, push_fresh};
+use crate::fs::fat::table::{Claims, Run, push_cluster};
+use crate::fs::host::{Estimate, Host, HostFile, HostImage, HostName, Job, Rules};
+use crate::txn::{Fresh, Group, Quarantine, SECTOR, Staging};
 
 /// The new state while it is put together.
 struct Build<'a> {
     fs: &'a ExFat,
+    owned: Owned,
+    /// Whether a file of the image has a chain.
+    chained: bool,
+    supply: Supply<'a, ExFat>,
+}
+
+/// Which clusters belong to somebody, and what follows each.
+struct Owned {
     /// The bitmap as it will be.
     bitmap: Vec<u8>,
     /// Entries of the table that change.
     table: BTreeMap<u32, u32>,
-    /// Clusters of the image that no new file has taken yet.
-    image: Bits,
-    /// Whether a file of the image has a chain.
-    chained: bool,
-    space: Space,
-    /// Where copies go, where clusters of the image are filled.
-    given: Option<std::vec::IntoIter<(usize, Vec<Range>)>>,
-    staging: Staging,
 }
 
 fn set(bitmap: &mut [u8], cluster: u32, used: bool) -> Result<()> {
@@ -51,32 +48,9 @@ fn set(bitmap: &mut [u8], cluster: u32, used: bool) -> Result<()> {
 impl ExFat {
     fn build(&self, scan: &Scan, job: &Job<'_>) -> Result<Staging> {
         let growth = self.growth(scan, job)?;
-        let need = growth.clusters().saturating_add(self.copy_clusters(job));
-        let bitmap = self.bitmap()?;
-        let (space, given) = match &job.tree.reuse {
-            None => (Space::choose(self.free_clusters(bitmap), need), None),
-            Some(reuse) => {
-                let boot = (|n| self.boot.cluster_at(n), |at| self.boot.cluster_of(at));
-                Space::with_image(reuse, self.free_clusters(bitmap), growth.clusters(), boot).unzip()
-            }
-        };
-        let Layout { copies, moves, .. } = given.unwrap_or_default();
-        let space = space.ok_or_else(|| {
-            let (unit, free) = (self.boot.cluster_bytes(), self.free_in(bitmap));
-            refused(format!(
-                "too little space: {need} clusters of {unit} bytes are needed for directories and copies, {free} are free"
-            ))
-        })?;
-        let mut build = Build {
-            fs: self,
-            bitmap: bitmap.to_vec(),
-            table: BTreeMap::new(),
-            image: Bits::new(self.boot.clusters.saturating_add(2)),
-            chained: false,
-            space,
-            given: job.tree.reuse.as_ref().map(|_| copies.into_iter()),
-            staging: Staging { moves, ..Staging::default() },
-        };
+        let owned = Owned { bitmap: self.bitmap()?.to_vec(), table: BTreeMap::new() };
+        let supply = Supply::new(self, job, growth.clusters())?;
+        let mut build = Build { fs: self, owned, chained: false, supply };
         for file in job.image.files() {
             build.free_image(scan, file)?;
         }
@@ -86,32 +60,36 @@ impl ExFat {
     pub(super) fn bitmap(&self) -> Result<&[u8]> {
         self.root().bitmap.as_deref().ok_or_else(|| refused("the host's bitmap can't be read"))
     }
-    fn free_clusters<'a>(&self, bitmap: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
-        (2..self.boot.clusters.saturating_add(2)).filter(|n| !Self::in_use(bitmap, *n))
+}
+
+impl Clustered for ExFat {
+    fn layer(&self) -> LayerId {
+        self.volume.id()
     }
-    fn copy_clusters(&self, job: &Job<'_>) -> u64 {
-        let unit = self.boot.cluster_bytes().max(1);
-        job.tree.entries.iter().filter_map(copied).map(|size| size.div_ceil(unit)).fold(0, u64::saturating_add)
+    fn unit(&self) -> u64 {
+        self.boot.cluster_bytes().max(1)
     }
-    /// The sector of 512 bytes at this place, as it is.
+    fn place(&self, cluster: u32) -> u64 {
+        self.boot.cluster_at(cluster)
+    }
+    fn cluster(&self, at: u64) -> Option<u32> {
+        self.boot.cluster_of(at)
+    }
+    fn end(&self) -> u32 {
+        self.boot.clusters.saturating_add(2)
+    }
+    fn is_free(&self, cluster: u32) -> bool {
+        self.root().bitmap.as_deref().is_some_and(|bitmap| !Self::in_use(bitmap, cluster))
+    }
     fn sector(&self, at: u64) -> Result<Vec<u8>> {
         self.volume.read_vec(Offset::new(at), HEAD)
     }
-    /// Whole sectors: the bytes at this place, and what follows them in the last sector.
-    fn filled_up(&self, at: u64, mut bytes: Vec<u8>) -> Result<Fresh> {
-        let over = bytes.len().checked_rem(HEAD).unwrap_or(0);
-        if over != 0 {
-            let last = at.saturating_add(bytes.len().saturating_sub(over) as u64);
-            bytes.extend_from_slice(self.sector(last)?.get(over..).unwrap_or_default());
-        }
-        Ok(Fresh { at: Offset::new(at), bytes })
-    }
 }
 
-impl Build<'_> {
+impl Owned {
     /// Clusters that from now on belong to somebody, and how an entry set leads to them: without a chain where they are
     /// neighbours.
-    fn claim_for(&mut self, runs: &[Run], len: u64) -> Result<Alloc> {
+    fn claim(&mut self, runs: &[Run], len: u64) -> Result<Alloc> {
         for n in clusters(runs) {
             set(&mut self.bitmap, n, true)?;
         }
@@ -136,6 +114,9 @@ impl Build<'_> {
             self.table.insert(last, END);
         }
     }
+}
+
+impl Build<'_> {
     /// Frees the clusters of the image; new files then take from it what is theirs.
     fn free_image(&mut self, scan: &Scan, file: &HostFile) -> Result<()> {
         let (_, set_of) = self.fs.image_set(scan, file)?;
@@ -153,18 +134,18 @@ impl Build<'_> {
         }
         self.chained |= !alloc.no_chain();
         for n in clusters(&chain.runs) {
-            self.image.set(n);
-            set(&mut self.bitmap, n, false)?;
+            self.supply.of_image(n);
+            set(&mut self.owned.bitmap, n, false)?;
         }
         Ok(())
     }
     fn finish(mut self, scan: &Scan, job: &Job<'_>, mut growth: Growth) -> Result<Staging> {
         let mut dirs = Vec::with_capacity(growth.dirs.len());
         for dir in &growth.dirs {
-            dirs.push(self.space.take(dir.clusters).ok_or_else(|| refused("too little space for directories"))?);
+            dirs.push(self.supply.take(dir.clusters)?);
         }
         let files = self.files(job)?;
-        dirs.iter().try_for_each(|runs| self.fill(runs))?;
+        dirs.iter().try_for_each(|runs| self.supply.fill(runs))?;
         self.directories(scan, &mut growth, &dirs, &files)?;
         let table = Group { name: "FAT", writes: self.table_writes()? };
         let switch = Group { name: "directories", writes: self.changed_entries(scan, &growth)? };
@@ -172,80 +153,26 @@ impl Build<'_> {
         // which loses less than the image cut in pieces; where it has none, the chains disturb nobody.
         let mut groups = if self.chained { vec![switch, table] } else { vec![table, switch] };
         let old = self.fs.bitmap()?.to_vec();
-        let union: Vec<u8> = old.iter().zip(&self.bitmap).map(|(old, new)| old | new).collect();
+        let union: Vec<u8> = old.iter().zip(&self.owned.bitmap).map(|(old, new)| old | new).collect();
         let interim = self.bitmap_writes(&old, &union)?;
-        let bitmap = self.bitmap.clone();
+        let bitmap = self.owned.bitmap.clone();
         groups.push(Group { name: "bitmap", writes: self.bitmap_writes(&old, &bitmap)? });
         groups.retain(|g| !g.writes.is_empty());
-        self.staging.groups = groups;
-        self.staging.interim = interim.into_iter().map(|write| (0, write)).collect();
+        self.supply.staging.groups = groups;
+        self.supply.staging.interim = interim.into_iter().map(|write| (0, write)).collect();
         self.rest(scan, &growth)
     }
-    /// Clusters of all files, and how their entry sets lead to them.
+    /// How the entry sets of all files lead to their clusters.
     fn files(&mut self, job: &Job<'_>) -> Result<Vec<Alloc>> {
-        let fs = self.fs;
-        let unit = fs.boot.cluster_bytes().max(1);
         let empty = Alloc { flags: POSSIBLE, ..Alloc::default() };
         let mut files = vec![empty; job.tree.entries.len()];
-        for (entry, alloc) in job.tree.entries.iter().zip(&mut files) {
-            let name = || String::from_utf8_lossy(&entry.name).into_owned();
-            match &entry.kind {
-                NewKind::File { size, content: Content::Linked(extents) } if *size > 0 => {
-                    let (cluster, has) = (|at| fs.boot.cluster_of(at), |n| fs.boot.has(n));
-                    let runs = clusters_of(extents, fs.volume.id(), unit, cluster, has)
-                        .ok_or_else(|| refused(format!("{}: its extents are no clusters of the host", name())))?;
-                    let count: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
-                    let len: u64 = extents.iter().map(|e| e.len).sum();
-                    if count != size.div_ceil(unit) || len < *size {
-                        return Err(refused(format!("{}: {count} clusters for {size} bytes", name())));
-                    }
-                    if let Some(n) = clusters(&runs).find(|n| !self.image.clear(*n)) {
-                        let name = name();
-                        return Err(refused(format!("{name}: cluster {n} is not the image's, or another file's too")));
-                    }
-                    *alloc = self.claim_for(&runs, *size)?;
-                    self.slack(job, &runs, *size);
-                }
-                _ => {}
-            }
-        }
-        for at in job.tree.copies() {
-            let (Some(entry), Some(alloc)) = (job.tree.entries.get(at), files.get_mut(at)) else { continue };
-            let Some(size) = copied(entry) else { continue };
-            let (runs, to) = match &mut self.given {
-                Some(given) => {
-                    let to = given.find(|(entry, _)| *entry == at).map(|(_, to)| to).unwrap_or_default();
-                    (runs_of(&to, unit, |at| fs.boot.cluster_of(at)), to)
-                }
-                None => {
-                    let runs = self.space.take(fs.boot.clusters_for(size));
-                    let to = runs.as_deref().map(|runs| fs.places(runs)).unwrap_or_default();
-                    (runs, to)
-                }
-            };
-            let runs = runs.ok_or_else(|| refused("too little space for copies"))?;
-            self.fill(&runs)?;
-            let to = to.into_iter().map(|(at, len)| (Offset::new(at), len)).collect();
-            self.staging.copies.push(Copy { entry: at, size, to });
-            *alloc = self.claim_for(&runs, size)?;
-        }
+        let owned = &mut self.owned;
+        self.supply.files(job, |at, runs, size| {
+            let alloc = owned.claim(runs, size)?;
+            files.get_mut(at).into_iter().for_each(|file| *file = alloc);
+            Ok(())
+        })?;
         Ok(files)
-    }
-    /// What is filled was free, or is the image's and nobody else's.
-    fn fill(&mut self, runs: &[Run]) -> Result<()> {
-        let bitmap = self.fs.bitmap()?;
-        let wrong = clusters(runs).find(|n| ExFat::in_use(bitmap, *n) && !self.image.clear(*n));
-        wrong.map_or(Ok(()), |n| Err(refused(format!("cluster {n} is not free, nor the image's alone"))))
-    }
-    fn slack(&mut self, job: &Job<'_>, runs: &[Run], size: u64) {
-        let unit = self.fs.boot.cluster_bytes().max(1);
-        let used = size.checked_rem(unit).unwrap_or(0);
-        let last = runs.last().and_then(|(first, count)| first.checked_add(*count)?.checked_sub(1));
-        if let (true, Some(last), 1..) = (job.zero_slack, last, used) {
-            let at = self.fs.boot.cluster_at(last).saturating_add(used);
-            let len = u32::try_from(unit.saturating_sub(used)).unwrap_or(0);
-            self.staging.slack.push((Offset::new(at), len));
-        }
     }
     /// Makes the first directory longer, where it has to be: its new runs, after the old ones.
     fn lengthen(&mut self, scan: &Scan, growth: &mut Growth, more: &[Run]) -> Result<()> {
@@ -261,7 +188,7 @@ impl Build<'_> {
             ));
         }
         for n in clusters(more) {
-            set(&mut self.bitmap, n, true)?;
+            set(&mut self.owned.bitmap, n, true)?;
         }
         let mut runs: Vec<Run> = dir.runs.clone();
         for n in clusters(more) {
@@ -273,14 +200,14 @@ impl Build<'_> {
         if dir.alloc.no_chain() && runs.len() > 1 {
             // It had no chain: now all of it needs one.
             alloc.flags = POSSIBLE;
-            self.chain(&runs);
+            self.owned.chain(&runs);
         } else if !dir.alloc.no_chain() {
             let last = dir.runs.last().and_then(|(first, count)| first.checked_add(*count)?.checked_sub(1));
             let (Some(last), Some((first, _))) = (last, more.first()) else {
                 return Err(refused("the host directory has no clusters to continue"));
             };
-            self.chain(more);
-            self.table.insert(last, *first);
+            self.owned.chain(more);
+            self.owned.table.insert(last, *first);
         }
         if growth.host_dir == 0 {
             return Ok(());
@@ -293,7 +220,7 @@ impl Build<'_> {
         let unit = self.fs.boot.cluster_bytes();
         let mut allocs = vec![Alloc::default()];
         for (dir, runs) in growth.dirs.iter().zip(runs).skip(1) {
-            allocs.push(self.claim_for(runs, u64::from(dir.clusters).saturating_mul(unit))?);
+            allocs.push(self.owned.claim(runs, u64::from(dir.clusters).saturating_mul(unit))?);
         }
         self.lengthen(scan, growth, runs.first().map(Vec::as_slice).unwrap_or_default())?;
         let mut edited = Vec::new();
@@ -323,12 +250,7 @@ impl Build<'_> {
                 let behind = bytes.as_chunks_mut::<ENTRY>().0.get_mut(end);
                 behind.into_iter().for_each(|entry| *entry = [0; ENTRY]);
             }
-            let mut from = kept;
-            for (at, len) in self.fs.places(runs) {
-                let to = from.saturating_add(usize::try_from(len).unwrap_or(0));
-                push_fresh(&mut self.staging.fresh, at, bytes.get(from..to).unwrap_or_default());
-                from = to;
-            }
+            self.supply.write(runs, bytes.get(kept..).unwrap_or_default());
             if i == 0 {
                 bytes.truncate(kept);
                 edited = bytes;
@@ -342,7 +264,7 @@ impl Build<'_> {
     /// The sectors of the table that change.
     fn table_writes(&self) -> Result<Vec<Fresh>> {
         let mut writes: Vec<Fresh> = Vec::new();
-        let mut rest = self.table.iter().peekable();
+        let mut rest = self.owned.table.iter().peekable();
         while let Some((first, _)) = rest.peek() {
             let at = self.fs.boot.fat_at(0).saturating_add(u64::from(**first).saturating_mul(4));
             let sector = at.saturating_sub(at.checked_rem(SECTOR).unwrap_or(0));
@@ -362,71 +284,38 @@ impl Build<'_> {
         }
         Ok(writes)
     }
-    /// The sectors in which a bitmap differs from the old one.
+    /// The sectors in which a bitmap differs from the old one. In pieces it may lie in any order.
     fn bitmap_writes(&self, old: &[u8], new: &[u8]) -> Result<Vec<Fresh>> {
-        let mut writes: Vec<Fresh> = Vec::new();
-        for (from, bytes) in differing(old, new) {
-            for (i, sector) in bytes.chunks(HEAD).enumerate() {
-                let byte = (from as u64).saturating_add((i as u64).saturating_mul(SECTOR));
-                let at = place_of(&self.fs.root().bitmap_places, byte)
-                    .ok_or_else(|| refused("the bitmap is shorter than it says"))?;
-                let whole = self.fs.filled_up(at, sector.to_vec())?;
-                push_fresh(&mut writes, at, &whole.bytes);
-            }
-        }
-        // A bitmap in pieces may lie in any order.
-        writes.sort_by_key(|write| write.at);
-        Ok(writes)
+        Ok(in_order(self.fs.changed(&self.fs.root().bitmap_places, old, new)?))
     }
     /// The changed sectors of directories that were there before.
     fn changed_entries(&self, scan: &Scan, growth: &Growth) -> Result<Vec<Fresh>> {
-        let mut sectors: Vec<(u64, &[u8])> = Vec::new();
+        let mut writes = Vec::new();
         for (at, (old, new)) in &growth.edits {
             let dir = scan.dirs.get(*at).ok_or_else(|| refused("a directory is missing"))?;
-            for (i, (a, b)) in old.chunks(HEAD).zip(new.chunks(HEAD)).enumerate() {
-                if a != b {
-                    let entry = (i as u64).saturating_mul(SECTOR / ENTRY_BYTES);
-                    sectors.push((ExFat::entry_at(&dir.places, usize::try_from(entry).unwrap_or(usize::MAX)), b));
-                }
-            }
+            writes.extend(self.fs.changed(&dir.places, old, new)?);
         }
-        sectors.sort_unstable_by_key(|(at, _)| *at);
-        let mut writes = Vec::new();
-        for (at, bytes) in sectors {
-            push_fresh(&mut writes, at, &self.fs.filled_up(at, bytes.to_vec())?.bytes);
-        }
-        Ok(writes)
+        Ok(in_order(writes))
     }
     /// What is left to say of the new state.
-    fn rest(mut self, scan: &Scan, growth: &Growth) -> Result<Staging> {
+    fn rest(self, scan: &Scan, growth: &Growth) -> Result<Staging> {
         let boot = &self.fs.boot;
+        let mut staging = self.supply.staging;
         let old = self.fs.sector(0)?;
-        let used = u64::from(boot.clusters.saturating_sub(self.fs.free_in(&self.bitmap)));
+        let used = u64::from(boot.clusters.saturating_sub(self.fs.free_in(&self.owned.bitmap)));
         let open = match boot.percent {
             // Unknown it stays.
             0xFF => old.clone(),
             _ => with_percent(old.clone(), percent(used, boot.clusters)),
         };
-        self.staging.quarantine = Quarantine { at: Offset::new(0), closed: closed(old), open, also: Vec::new() };
-        self.staging.fill();
-        self.staging.slack.sort_unstable();
+        staging.quarantine = Quarantine { at: Offset::new(0), closed: closed(old), open, also: Vec::new() };
+        staging.fill();
+        staging.slack.sort_unstable();
         let changed = growth.edits.keys().chain(std::iter::once(&0)).filter_map(|at| scan.dirs.get(*at));
         let changed = changed.flat_map(|dir| dir.places.iter().copied());
-        self.staging.witness(self.fs.root().bitmap_places.iter().copied().chain(changed));
-        Ok(self.staging)
+        staging.witness(self.fs.root().bitmap_places.iter().copied().chain(changed));
+        Ok(staging)
     }
-}
-
-/// The volume's byte of a byte of something in these places.
-fn place_of(places: &[(u64, u64)], byte: u64) -> Option<u64> {
-    let mut rest = byte;
-    for (at, len) in places {
-        match rest.checked_sub(*len) {
-            None => return at.checked_add(rest),
-            Some(left) => rest = left,
-        }
-    }
-    None
 }
 
 impl Host for ExFat {

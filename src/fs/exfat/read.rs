@@ -12,6 +12,7 @@ use crate::fs::exfat::layout::{Boot, DIRTY, MEDIA_FAILURE, table_checksum};
 use crate::fs::exfat::probe::Probed;
 use crate::fs::exfat::table::Table;
 use crate::fs::exfat::upcase::UpCase;
+use crate::fs::fat::supply::Clustered;
 use crate::fs::fat::table::{Chain, Claims, Fault, Links, Next, Run};
 use crate::fs::host::Host;
 use crate::fs::utf16;
@@ -217,11 +218,6 @@ impl ExFat {
     /// Clusters of the largest directory.
     fn dir_limit(&self) -> u32 {
         self.boot.clusters_for(MAX_DIR).max(1)
-    }
-    /// The volume's places of runs of clusters.
-    pub(super) fn places(&self, runs: &[Run]) -> Vec<(u64, u64)> {
-        let bytes = |count: u32| u64::from(count).saturating_mul(self.boot.cluster_bytes());
-        runs.iter().map(|(first, count)| (self.boot.cluster_at(*first), bytes(*count))).collect()
     }
     /// The bytes of a directory, up to its end mark and some behind it. What can't be read is taken as deleted entries, and noted.
     fn dir_bytes(&self, places: &[(u64, u64)], faults: &mut Vec<Error>) -> Vec<u8> {

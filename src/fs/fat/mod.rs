@@ -23,6 +23,7 @@ pub mod read;
 mod refuse;
 pub(in crate::fs) mod space;
 pub(in crate::fs) mod stamp;
+pub(in crate::fs) mod supply;
 pub mod table;
 
 /// Opens the volume where it is one; none where it is not.

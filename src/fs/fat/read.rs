@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::extent::{Encoding, Layer, Map, MapLayer, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::fat::dirent::{self, Found, Listing, MAX_SLOTS, SLOT, SLOT_BYTES, Short};
 use crate::fs::fat::layout::{Boot, FsInfo, STATE_DIRTY, STATE_ERRORS, Width, fields};
-use crate::fs::fat::table::{Chain, Claims, Run, Table};
+use crate::fs::fat::supply::Clustered;
+use crate::fs::fat::table::{Chain, Claims, Table};
 use crate::fs::fat::{names, probe, stamp};
 use crate::fs::host::Host;
 use crate::fs::utf16;
@@ -163,11 +164,6 @@ impl Fat {
     fn dir_limit(&self) -> u32 {
         let most = ((MAX_SLOTS * SLOT) as u64).div_ceil(self.boot.cluster_bytes().max(1)).saturating_mul(2);
         u32::try_from(most).unwrap_or(u32::MAX)
-    }
-    /// The volume's places of runs of clusters.
-    pub(super) fn places(&self, runs: &[Run]) -> Vec<(u64, u64)> {
-        let bytes = |count: u32| u64::from(count).saturating_mul(self.boot.cluster_bytes());
-        runs.iter().map(|(first, count)| (self.boot.cluster_at(*first), bytes(*count))).collect()
     }
     /// The bytes of a directory. What can't be read is taken as free slots, and noted.
     pub(super) fn dir_bytes(&self, places: &[(u64, u64)], faults: &mut Vec<Error>) -> Vec<u8> {
