@@ -14,6 +14,7 @@ mod ext;
 mod extract;
 mod fat;
 mod guests;
+mod limit;
 mod measure;
 mod ntfs;
 mod relink;
@@ -60,7 +61,11 @@ fn main() {
     ] {
         part(title, &|title| {
             let guest = guest();
-            relink::run(title, &guest, &ntfs::host(&guest.image), relink::ntfs_source);
+            let host = ntfs::host(&guest.image);
+            relink::run(title, &guest, &host, relink::ntfs_source);
+            if title.contains("200,000") {
+                relink::held_back(&host);
+            }
         });
     }
     for (unit, large, mixed) in [

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::common::guest::{self, Guest};
 use crate::common::host::json_lines;
 use crate::common::{self, Mount, UNIMAGE, ok};
+use crate::limit::Limit;
 use crate::measure::{self, Cost, words};
 
 /// A host that holds the image of a guest, and the media of its kind to which the guest's files are copied for
@@ -177,15 +178,49 @@ pub fn run(title: &str, guest: &Guest, target: &dyn Target, source: fn(&Guest) -
     if !summary["reuse"].is_null() {
         println!("  in units of the image    {}", summary["reuse"]);
     }
-    let (to, count) = (format!("of={}", target.dir().join("zeros").display()), format!("count={}", best.written));
-    let dd = words(&["dd", "if=/dev/zero", &to, "bs=1M", "iflag=count_bytes", &count, "conv=fsync", "status=none"]);
-    let dd = measure::in_turns(5, &[dd], || ()).remove(0);
+    let dd = measure::in_turns(5, &[zeros(target, best.written)], || ()).remove(0);
     println!(
         "dd, as many bytes, fsync   {:8.2} s   the relink takes {:.1} times as long",
         dd.seconds,
         best.seconds / dd.seconds
     );
     copies(&source(guest), bytes, target, best.seconds);
+}
+
+/// `dd` of as many bytes onto the host's disk, with an fsync.
+fn zeros(target: &dyn Target, bytes: u64) -> Vec<String> {
+    let (to, count) = (format!("of={}", target.dir().join("zeros").display()), format!("count={bytes}"));
+    words(&["dd", "if=/dev/zero", &to, "bs=1M", "iflag=count_bytes", &count, "conv=fsync", "status=none"])
+}
+
+/// The relink and `dd` in turns on a disk that is held back.
+pub fn held_back(target: &dyn Target) {
+    let commit = words(&[UNIMAGE, "relink", &target.image(), "--into", "/out", "--commit", "--journal"]);
+    let commit = [commit, vec![target.journal().display().to_string()]].concat();
+    for rate in [1000, 500, 200] {
+        let Some(limit) = Limit::new(target.dir(), rate * 1_000_000) else {
+            println!("a disk held back: not to be had here");
+            return;
+        };
+        let (mut relink, mut dd) = (f64::MAX, f64::MAX);
+        for _ in 0..3 {
+            target.reset();
+            ok("sync", [""; 0]);
+            let got = measure::run(&limit.on(&commit), false);
+            assert!((0..=1).contains(&got.code), "exit {}: {}", got.code, got.complaint);
+            relink = relink.min(got.seconds);
+            let _ = std::fs::remove_file(target.dir().join("zeros"));
+            ok("sync", [""; 0]);
+            let got = measure::run(&limit.on(&zeros(target, got.written)), false);
+            assert_eq!(got.code, 0, "{}", got.complaint);
+            dd = dd.min(got.seconds);
+        }
+        target.reset();
+        println!(
+            "disk held to {rate:>4} MB/s: relink {relink:.2} s   dd {dd:.2} s   the relink takes {:.1} times as long",
+            relink / dd
+        );
+    }
 }
 
 /// Copies from a mount.

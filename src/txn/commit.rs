@@ -1,5 +1,6 @@
 //! A commit, step by step: see "Commit" in `docs/safety.md`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Offset, ReadAt};
 use crate::source::medium::JournalFile;
 use crate::txn::apply::{Hand, Survey, refuse_listed};
-use crate::txn::body::{Body, Contents, Interim, Sector};
+use crate::txn::body::{Body, Contents, Interim, Sector, Sum};
 use crate::txn::fill::{Effort, fill};
 use crate::txn::io::{pieces, scattered, sums};
 use crate::txn::journal::{Also, Header, Switch};
@@ -222,7 +223,15 @@ fn prepare(
     body.filled = filled;
     let after = Overlay::new(Arc::new(host.clone()), Arc::clone(staging))?;
     let witnesses: Vec<(u64, u64)> = staging.witnesses.iter().map(|(at, len)| (at.get(), *len)).collect();
-    body.witnesses = sums(&after, &pieces(&witnesses), &|_| ())?;
+    // What was filled just now was summed then.
+    let known: HashMap<(u64, u64), &Sum> = body.filled.iter().map(|sum| ((sum.at, sum.len), sum)).collect();
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        pieces(&witnesses).into_iter().map(|piece| (piece, known.get(&piece))).partition(|(_, sum)| sum.is_some());
+    let unknown: Vec<(u64, u64)> = unknown.into_iter().map(|(piece, _)| piece).collect();
+    let mut all = sums(&after, &unknown, &|_| ())?;
+    all.extend(known.into_iter().filter_map(|(_, sum)| sum.map(|sum| **sum)));
+    all.sort_unstable_by_key(|sum| sum.at);
+    body.witnesses = all;
     body.moves = survey(staging, host, journal, sources, &failed, progress)?;
 
     progress(Progress { step: Step::Sealing, done: 0, total: 1 });

@@ -154,23 +154,30 @@ pub(super) fn fill(
         let len: u64 = batch.iter().map(|p| p.len).fold(0, u64::saturating_add);
         let mut copied = 0u64;
         let mut start = Instant::now();
-        buf.clear();
-        buf.resize(size(len), 0);
-        for part in *batch {
-            let from = size(part.at.saturating_sub(at));
-            let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
-            open.read(part, 0, room)?;
-            // Decoding one copy can take longer than writing a thousand new structures: reading is timed for each part.
-            let is_copy = if matches!(part.from, From::Copy(..)) { part.len } else { 0 };
-            copied = copied.saturating_add(is_copy);
-            let now = Instant::now();
-            effort.add(now.duration_since(start), is_copy, part.len);
-            start = now;
-        }
+        let bytes = match *batch {
+            // Most of what is new lies together: it is written from where it is.
+            [Part { from: From::Fresh(i, from), .. }] => staging.part(*i, *from, len),
+            _ => {
+                buf.clear();
+                buf.resize(size(len), 0);
+                for part in *batch {
+                    let from = size(part.at.saturating_sub(at));
+                    let Some(room) = buf.get_mut(from..from.saturating_add(size(part.len))) else { continue };
+                    open.read(part, 0, room)?;
+                    // Decoding one copy can take longer than writing a thousand new structures: reading is timed for each part.
+                    let is_copy = if matches!(part.from, From::Copy(..)) { part.len } else { 0 };
+                    copied = copied.saturating_add(is_copy);
+                    let now = Instant::now();
+                    effort.add(now.duration_since(start), is_copy, part.len);
+                    start = now;
+                }
+                buf.as_slice()
+            }
+        };
         let place = Offset::new(at);
-        host.write_at(place, buf).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
+        host.write_at(place, bytes).map_err(|e| failed(format!("writing {len} bytes of the host at {place}"), e))?;
         step(len);
-        let sum = *blake3::hash(buf).as_bytes();
+        let sum = *blake3::hash(bytes).as_bytes();
         effort.add(start.elapsed(), copied, len);
         Ok(Sum { at, len, sum })
     })
@@ -227,9 +234,8 @@ impl<'a> Open<'a> {
         let len = room.len() as u64;
         match part.from {
             From::Fresh(i, from) => {
-                let bytes = self.staging.fresh.get(i).map(|f| f.bytes.as_slice()).unwrap_or_default();
-                let from = from.saturating_add(skip);
-                if let Some(bytes) = bytes.get(size(from)..size(from.saturating_add(len))) {
+                let bytes = self.staging.part(i, from.saturating_add(skip), len);
+                if bytes.len() == room.len() {
                     room.copy_from_slice(bytes);
                 }
             }

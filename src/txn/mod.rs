@@ -103,6 +103,12 @@ impl Staging {
     pub(crate) fn fresh_at(&self) -> impl Iterator<Item = (u64, u64)> {
         self.fresh.iter().map(|f| (f.at.get(), f.bytes.len() as u64))
     }
+    /// So many bytes of a new structure, from one of its bytes on.
+    fn part(&self, fresh: usize, from: u64, len: u64) -> &[u8] {
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let bytes = self.fresh.get(fresh).map(|f| f.bytes.as_slice()).unwrap_or_default();
+        bytes.get(size(from)..size(from.saturating_add(len))).unwrap_or_default()
+    }
     /// Says that what new structures and copies take was free.
     pub(crate) fn fill(&mut self) {
         self.filled = merged(self.fresh_at().chain(self.copied_to()));
