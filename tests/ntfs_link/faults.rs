@@ -244,7 +244,7 @@ fn the_audit_finds_what_is_wrong() {
             missed += 1;
             let after = apply(&case.volume.bytes, &staging, &wanted.sources);
             let (_dir, path) = written(&after);
-            content(&path);
+            checked(&path);
             let mut meant = wanted.files.clone();
             meant.extend(case.older.clone());
             let mount = Mounted::new(&path, "ro,norecover");

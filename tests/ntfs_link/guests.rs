@@ -306,6 +306,7 @@ fn one(kind: &str, shape: Shape, partition: bool, in_pieces: bool, scale: Scale)
     let shape = Shape { mib, ..shape };
     let older = host(shape, &path("guest.raw"), in_pieces, &path("volume.raw"));
     fs::remove_file(path("guest.raw")).unwrap();
+    let odd = judged(&path("volume.raw"));
     let mut address = path("volume.raw");
     if partition {
         in_partition(&path("volume.raw"), &path("disk.raw"));
@@ -332,6 +333,7 @@ fn one(kind: &str, shape: Shape, partition: bool, in_pieces: bool, scale: Scale)
     meant.extend(files.into_iter().map(|(path, hash)| (format!("vm/out/{path}"), hash)));
     let pieces = if kind == "fat" { "vm/out/PIECES.BIN".into() } else { format!("vm/out/{IN_PIECES}") };
     let start = std::time::Instant::now();
+    not_worse(&odd, &judged(&path("volume.raw")));
     foreign_at(&path("volume.raw"), &meant, &BTreeMap::new(), &[&pieces]);
     println!("  judged in {:?}", start.elapsed());
 }

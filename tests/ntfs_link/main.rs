@@ -5,6 +5,8 @@ mod apply;
 mod faults;
 mod guests;
 mod host;
+#[path = "../ntfs_support/judge/mod.rs"]
+mod judge;
 mod kept;
 mod kill;
 #[path = "../common/machine.rs"]

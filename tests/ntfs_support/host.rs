@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::common::fat::first_difference;
 use crate::common::guest::{copy_sparse, with_streams};
@@ -45,6 +46,7 @@ pub struct Host {
     /// The older files.
     pub older: Seens,
     shape: Shape,
+    in_use: OnceLock<Vec<(u64, u64)>>,
 }
 
 impl Host {
@@ -71,7 +73,8 @@ impl Host {
         }
         let image = format!("{}//{}{IMAGE}", file.display(), if shape.partition { "p1/" } else { "" });
         let before = dir.path().join("before.img");
-        let mut host = Self { dir, file, before, image, base, len, older: Seens::new(), shape };
+        let mut host =
+            Self { dir, file, before, image, base, len, older: Seens::new(), shape, in_use: OnceLock::new() };
         host.older = host.tree();
         host.older.remove(IMAGE).expect("the image is on the host");
         assert_eq!(host.check(), Vec::<String>::new(), "the host that the test made");
@@ -95,6 +98,9 @@ impl Host {
     }
     /// Ranges of the file that were in use, and what is no cluster of the volume: what must come back bit for bit.
     pub fn in_use(&self) -> Vec<(u64, u64)> {
+        self.in_use.get_or_init(|| self.find_in_use()).clone()
+    }
+    fn find_in_use(&self) -> Vec<(u64, u64)> {
         let [bits, _] = self.bitmaps(&self.before);
         let cluster = self.shape.cluster;
         let clusters = (self.len - 512) / cluster;

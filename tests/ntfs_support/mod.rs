@@ -26,7 +26,7 @@ use unimage::fs::{FileSystem, ReadOptions};
 
 pub use hash::sha256 as sha;
 pub use noise::{Noise, noise};
-pub use run::ok_bytes as run;
+pub use run::{long, ok_bytes as run};
 
 pub fn volume(bytes: Vec<u8>) -> Arc<dyn ReadAt<Volume>> {
     memory::bytes(bytes)

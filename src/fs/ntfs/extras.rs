@@ -64,9 +64,15 @@ pub struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// For records of so many bytes.
-    pub fn new(secure: &'a Secure, others: [Security; 2], record: usize) -> Self {
-        Self { secure, others, room: capacity(record) / 2, known: HashMap::new(), last: None }
+    /// For records of so many bytes. Given are the descriptors of the image, and of the directory that is written into: what can't be
+    /// passed on (mkntfs gives the root one of 4 KiB) is the image's instead, or the first of the host's.
+    pub fn new(secure: &'a Secure, others: [Option<Arc<[u8]>>; 2], record: usize) -> Self {
+        let room = capacity(record) / 2;
+        let mut keeper = Self { secure, others: Default::default(), room, known: HashMap::new(), last: None };
+        let [file, dir] = others.map(|d| d.and_then(|d| keeper.security(&d)));
+        let file = file.unwrap_or_else(|| Security { id: secure.first(), descriptor: None });
+        keeper.others = [file.clone(), dir.unwrap_or(file)];
+        keeper
     }
     /// Of a file or directory that nothing is said of.
     pub fn none(&self, dir: bool) -> Extras {

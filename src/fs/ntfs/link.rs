@@ -3,7 +3,6 @@
 //! `wanted` has the new tree as NTFS sees it, `dirs` the indexes, `finish` what is written in which order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -13,10 +12,10 @@ use crate::fs::host::{Job, NewKind};
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::dirs::NewDir;
 use crate::fs::ntfs::encode::{Head, capacity, record, record_into, resident_len};
-use crate::fs::ntfs::extras::{Keeper, Security};
+use crate::fs::ntfs::extras::Keeper;
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::Form;
-use crate::fs::ntfs::layout::{DIRECTORY, IN_USE, Reference, kind};
+use crate::fs::ntfs::layout::{DIRECTORY, IN_USE, Reference};
 use crate::fs::ntfs::mft_grow::{self, Grown, NewRecords};
 use crate::fs::ntfs::old_dir::OldDir;
 use crate::fs::ntfs::pack::{self, Packed, Value};
@@ -61,22 +60,12 @@ fn of_file(ntfs: &Ntfs, number: u64) -> Result<Image> {
     Ok(Image { records, clusters, parents })
 }
 
-/// What new files without a descriptor get from the image, new directories from the directory that they are in.
-fn security(record: &RawRecord) -> Security {
-    let info = record.value(kind::STANDARD_INFORMATION);
-    let id = info.and_then(|v| v.get(0x34..)?.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b));
-    let descriptor = record.value(kind::SECURITY_DESCRIPTOR);
-    // A long one would not leave room for a name; $Secure then has the better ones.
-    let descriptor = descriptor.filter(|d| id == 0 && d.len() <= 224).map(Arc::from);
-    Security { id, descriptor }
-}
-
 /// What becomes of the extended attributes of new entries; new ones without are secured as the image, or as the directory of
 /// `--into`.
 pub(super) fn keeper<'s>(ntfs: &'s Ntfs, state: &State, job: &Job<'_>) -> Result<Keeper<'s>> {
     let (into, _) = state.descend(&job.tree.into)?;
     let number = state.tree.object(job.image.named.object).number;
-    let of = |number| RawRecord::read(&ntfs.reader, number).map(|r| security(&r));
+    let of = |number| RawRecord::read(&ntfs.reader, number).map(|r| ntfs.security_of(&r));
     Ok(Keeper::new(ntfs.secure(), [of(number)?, of(into)?], ntfs.reader.boot.record))
 }
 

@@ -95,17 +95,18 @@ impl Ntfs {
     }
     /// The security descriptor of a file by its base record.
     pub(super) fn security_of(&self, record: &RawRecord) -> Option<Arc<[u8]>> {
-        let value = |kind| record.value(kind);
-        let own = value(kind::SECURITY_DESCRIPTOR).map(Arc::from);
-        self.descriptor(record.number, own, value(kind::STANDARD_INFORMATION).map(security_id), record.has_list())
+        let own = record.value(kind::SECURITY_DESCRIPTOR).map(Arc::from);
+        let far = record.has_list() || own.is_none() && record.get(kind::SECURITY_DESCRIPTOR).is_some();
+        self.descriptor(record.number, own, record.value(kind::STANDARD_INFORMATION).map(security_id), far)
     }
-    /// The same by what the record says: a descriptor of its own, an identity, whether some attributes are in other records.
-    fn descriptor(&self, number: u64, own: Option<Arc<[u8]>>, id: Option<u32>, listed: bool) -> Option<Arc<[u8]>> {
+    /// The same by what the record says: a descriptor of its own, an identity, whether a descriptor may be in another record or in
+    /// clusters.
+    fn descriptor(&self, number: u64, own: Option<Arc<[u8]>>, id: Option<u32>, far: bool) -> Option<Arc<[u8]>> {
         if own.is_some() {
             return own;
         }
         match id? {
-            0 if listed => {
+            0 if far => {
                 let far = self.reader.open_value(number, kind::SECURITY_DESCRIPTOR, b"").ok()?;
                 let len = usize::try_from(far.len()).ok().filter(|n| *n <= MAX_DESCRIPTOR)?;
                 far.read_vec(Offset::new(0), len).ok().map(Arc::from)
@@ -321,14 +322,14 @@ impl FileSystem for Ntfs {
         // Mostly the bytes are in the same record.
         let info = stream.map(|stream| tree.stream(stream));
         let here = info.filter(|info| info.form == Form::Inline && info.locator >> 16 == number);
-        let (mut own, mut id, mut listed, mut bytes) = (None, None, false, None);
+        let (mut own, mut id, mut far, mut bytes) = (None, None, false, None);
         let look = |record: &Record<'_>| {
             for attribute in record.attributes() {
                 let a = attribute?;
                 match (a.kind, a.body) {
                     (kind::SECURITY_DESCRIPTOR, Body::Resident(value)) => own = Some(Arc::from(value)),
                     (kind::STANDARD_INFORMATION, Body::Resident(value)) => id = Some(security_id(value)),
-                    (kind::ATTRIBUTE_LIST, _) => listed = true,
+                    (kind::ATTRIBUTE_LIST | kind::SECURITY_DESCRIPTOR, _) => far = true,
                     _ => {}
                 }
             }
@@ -342,7 +343,7 @@ impl FileSystem for Ntfs {
             Ok(())
         };
         let security = match self.reader.decoded(number, look) {
-            Ok(()) => self.descriptor(number, own, id, listed),
+            Ok(()) => self.descriptor(number, own, id, far),
             Err(_) => None,
         };
         if let (None, None, Some(stream)) = (here, &bytes, stream) {

@@ -63,6 +63,10 @@ impl Secure {
     pub fn get(&self, id: u32) -> Option<&Arc<[u8]>> {
         self.by_id.get(&id)
     }
+    /// The smallest identity, 0 where there is none.
+    pub fn first(&self) -> u32 {
+        self.by_id.keys().copied().min().unwrap_or(0)
+    }
     /// The identity of a descriptor.
     pub fn find(&self, descriptor: &[u8]) -> Option<u32> {
         self.by_value.get(descriptor).copied()
