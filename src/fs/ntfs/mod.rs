@@ -3,6 +3,7 @@
 
 mod audit;
 mod audit_new;
+mod audit_record;
 mod bits;
 mod census;
 mod dirs;
