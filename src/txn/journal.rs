@@ -401,7 +401,7 @@ impl Journal {
             _ => Err(Error::Refused(format!("the journal {} was not sealed", self.path().display()))),
         }
     }
-    /// The manifest that was sealed with it; empty where it was given a file of its own, or was not sealed.
+    /// The manifest that was sealed with it; empty where it was not sealed.
     ///
     /// # Errors
     /// Where the journal can't be read any more.
