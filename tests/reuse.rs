@@ -33,10 +33,14 @@ fn fill(root: &Path, len: u64, seed: u64) {
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join(format!("a file with number {i}"));
         fs::write(&path, noise.bytes(size as usize)).unwrap();
-        // A time that FAT can hold.
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000 + 2 * i);
-        File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        dated(&path, i);
     }
+}
+
+/// A time that FAT can hold.
+fn dated(path: &Path, i: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_500_000_000 + 2 * i);
+    File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
 /// A guest of two FAT volumes of clusters of 4 KiB: the second one begins in the midst of a cluster, and has 30 % of all bytes. Both
@@ -251,6 +255,33 @@ fn exfat() {
         let mut host = exfat_support::host::Host::new(shape, &image);
         host.fill_up(200);
         let free = 200.0 / f64::from(host.exfat.clusters);
+        let rows = reused(&|more| host.relink(more), &host.journal(), free);
+        host.relinked("out", &rows, &files);
+    }
+}
+
+/// Large clusters, and few large files of which none begins where a cluster of the host does.
+#[test]
+fn exfat_with_large_clusters() {
+    let dir = scratch();
+    let image = dir.path().join("guest");
+    File::create(&image).unwrap().set_len(92 * MIB).unwrap();
+    ok("mkfs.fat", args!["-F", "16", "-s", "8", "-r", "64", *image.as_os_str()]);
+    let root = dir.path().join("top");
+    fs::create_dir(&root).unwrap();
+    let mut noise = Noise::new(6);
+    for i in 0..11 {
+        let path = root.join(format!("disk {i}.vmdk"));
+        fs::write(&path, noise.bytes(8_100_000 + i * 999)).unwrap();
+        dated(&path, i as u64);
+    }
+    ok("mcopy", args!["-s", "-m", "-i", *image.as_os_str(), *root.as_os_str(), "::/"]);
+    let files: Seens = tree(&root).into_iter().map(|(name, file)| (format!("top/{name}"), file)).collect();
+    for (unit, leave, fragments, partition) in [("128K", 8, 1, true), ("128K", 8, 30, false), ("32K", 30, 60, true)] {
+        let shape = exfat_support::host::Shape { unit, len: 120 * MIB, fragments, partition };
+        let mut host = exfat_support::host::Host::new(shape, &image);
+        host.fill_up(leave);
+        let free = leave as f64 / f64::from(host.exfat.clusters);
         let rows = reused(&|more| host.relink(more), &host.journal(), free);
         host.relinked("out", &rows, &files);
     }
