@@ -189,9 +189,22 @@ fn apply_unchecked(before: &[u8], staging: &Staging) -> Vec<u8> {
 
 #[test]
 fn the_audit_finds_what_is_wrong() {
-    let case = HostCase::open(made(SMALL, &noise(3, 700_000), 6, |_| {}));
+    audited(SMALL);
+}
+
+#[test]
+fn the_audit_finds_what_is_wrong_in_several_records() {
+    audited(Shape { sector: 512, cluster: 512, mib: 24 });
+}
+
+/// On this host.
+fn audited(shape: Shape) {
+    let case = HostCase::open(made(shape, &noise(3, 700_000), 6, |_| {}));
     let mut wanted = Wanted::new(&case, &["vm"], 3);
     wanted.linked(None, "sparse and more", 40 * 4096, 3);
+    if shape.cluster == 512 {
+        assert!(wanted.linked(None, "in several records", 400 * 512, 0));
+    }
     for i in 0..60 {
         wanted.empty(None, &format!("so many names that the index has blocks {i}"));
     }
@@ -225,9 +238,11 @@ fn the_audit_finds_what_is_wrong() {
         assert!(found.is_err(), "{what}");
     }
     // A bit anywhere: the audit finds it, or every reader finds nothing.
-    let mut missed = 0;
+    let (mut missed, mut gaps) = (0, Vec::new());
+    let before = judged_bytes(&case.volume.bytes);
     let mut random = 88_172_645_463_325_252u64;
-    for round in 0..300 {
+    let rounds = if crate::ntfs_support::long() { 20_000 } else { 600 };
+    for round in 0..rounds {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -238,21 +253,29 @@ fn the_audit_finds_what_is_wrong() {
         let bytes = &mut all[round % n];
         // Most of a sector are zeros: rather hit what is there.
         let used: Vec<usize> = (0..bytes.len()).filter(|i| bytes[*i] != 0 || random >> 61 == 0).collect();
+        if used.is_empty() {
+            continue;
+        }
         let i = used[(random >> 20) as usize % used.len()];
         bytes[i] ^= 1 << (random >> 8 & 7);
         if audit(&staging).is_ok() {
             missed += 1;
             let after = apply(&case.volume.bytes, &staging, &wanted.sources);
-            let (_dir, path) = written(&after);
-            checked(&path);
-            let mut meant = wanted.files.clone();
-            meant.extend(case.older.clone());
-            let mount = Mounted::new(&path, "ro,norecover");
-            assert_same(&tree_hashes(&mount.at), &meant);
-            mount.close();
+            gaps.extend(judged_bytes(&after).difference(&before).map(|odd| format!("byte {i} of {n}: {odd}")));
+            // The foreign programs are slow, and see less.
+            if missed % 10 == 0 {
+                let (_dir, path) = written(&after);
+                checked(&path);
+                let mut meant = wanted.files.clone();
+                meant.extend(case.older.clone());
+                let mount = Mounted::new(&path, "ro,norecover");
+                assert_same(&tree_hashes(&mount.at), &meant);
+                mount.close();
+            }
         }
     }
-    // Left: security, copies of names in records, log sequence numbers, what lies behind the ends of structures.
-    println!("{missed} of 300 were harmless");
-    assert!(missed < 100, "{missed}");
+    assert!(gaps.is_empty(), "the audit lets pass: {gaps:#?}");
+    // Left: log sequence numbers, what lies behind the ends of structures, and in records that are free.
+    println!("{missed} of {rounds} were harmless");
+    assert!(missed < rounds / 4, "{missed}");
 }

@@ -11,12 +11,13 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, Map, Offset, ReadAt, Stream, Volume, What};
 use crate::fs::asked::{not, printable, wrong};
 use crate::fs::host::{Content, Job, NewEntry, NewKind};
+use crate::fs::ntfs::audit_form;
 use crate::fs::ntfs::encode::filetime;
 use crate::fs::ntfs::extras::Keeper;
 use crate::fs::ntfs::host::State;
 use crate::fs::ntfs::index::{self, Key};
 use crate::fs::ntfs::layout::{BITMAP, DIRECTORY_BIT, FileName, MFT, MIRROR, Reference, kind};
-use crate::fs::ntfs::old_dir::OldDir;
+use crate::fs::ntfs::old_dir::{NAMES, OldDir, REPARSE};
 use crate::fs::ntfs::raw::{Raw, RawRecord, stored};
 use crate::fs::ntfs::read::Ntfs;
 use crate::fs::ntfs::reader::Reader;
@@ -363,6 +364,9 @@ impl Audit<'_> {
                 let place = self.old.reader.place(*n).get();
                 return Err(wrong(place, "the image's record", "free, with another sequence number"));
             }
+            let old = RawRecord::read(&self.old.reader, *n)?;
+            let freed = audit_form::freed(&old, self.new.reader.record(*n)?);
+            freed.map_err(|what| wrong(self.old.reader.place(*n).get(), "the image's record", what))?;
         }
         let step = SWEEP.checked_div(size as u64).unwrap_or(0).max(1);
         let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -385,9 +389,12 @@ impl Audit<'_> {
         }
         self.reparse_index(added)?;
         for number in &parents {
-            self.once(&RawRecord::read(&self.new.reader, *number)?)?;
+            self.changed(*number, |r, a| NAMES.has(a.kind, r.name(a)))?;
         }
-        Ok(())
+        if let Some(number) = reparse {
+            self.changed(number, |r, a| REPARSE.has(a.kind, r.name(a)))?;
+        }
+        self.changed(MFT, |r, a| matches!(a.kind, kind::DATA | kind::BITMAP) && r.name(a).is_empty())
     }
     /// Directories of before that have other entries now.
     fn changed_dirs(&self) -> Result<BTreeSet<u64>> {
@@ -418,6 +425,10 @@ impl Audit<'_> {
         })?;
         if index::out_of_order(&dir.keys, &self.now.up).is_some() {
             return Err(wrong(place, "directory index", "entries in order"));
+        }
+        dir.form(&self.new.reader)?.map_err(|what| wrong(place, "directory index", what))?;
+        if self.before.census.in_use.get(number) {
+            self.older_keys(&dir, added)?;
         }
         let object = |n: u64| usize::try_from(n).ok().and_then(|n| self.by_number.get(n)).copied().flatten();
         let here = object(number).ok_or_else(|| wrong(place, "directory index", "a directory"))?;
@@ -450,6 +461,20 @@ impl Audit<'_> {
         let names = tree.children(here).len();
         if known != names {
             return Err(wrong(place, "directory index", format!("{names} entries for files, not {known}")));
+        }
+        Ok(())
+    }
+    /// The entries that an index had are in it as they were, but for those of the image, and for the size of `$MFT`.
+    fn older_keys(&self, dir: &OldDir, added: &Added) -> Result<()> {
+        let gone = self.image_records()?;
+        let new: BTreeSet<u64> = added.iter().map(|id| self.now.tree.object(*id).number).collect();
+        let plain = |k: &&Key| k.reference.number() != MFT;
+        let old = OldDir::read(&self.old.reader, dir.record.number)?;
+        let before = old.keys.iter().filter(|k| !gone.contains(&k.reference.number())).filter(plain);
+        let now = dir.keys.iter().filter(|k| !new.contains(&k.reference.number())).filter(plain);
+        if before.ne(now) {
+            let place = self.new.reader.place(dir.record.number).get();
+            return Err(wrong(place, "directory index", "the older entries as they were"));
         }
         Ok(())
     }

@@ -185,6 +185,9 @@ impl Audit<'_> {
         let mut points = self.points(added).peekable();
         let (Some(number), true) = (self.before.reparse_index(), points.peek().is_some()) else { return Ok(()) };
         let read = |reader| OldDir::read_reparse(reader, number).map(|d| d.keys);
+        let place = self.new.reader.place(number).get();
+        let form = OldDir::read_reparse(&self.new.reader, number)?.form(&self.new.reader)?;
+        form.map_err(|what| wrong(place, "index of reparse points", what))?;
         let (before, now) = (read(self.old_reader())?, read(&self.new.reader)?);
         let mut meant: Vec<Vec<u32>> = before.iter().map(index::words).collect();
         meant.extend(points.map(|(tag, r)| vec![tag, r as u32, (r >> 32) as u32]));

@@ -1,12 +1,14 @@
 //! The audit of records: each attribute once, in order, of the form and with the sizes that it has to have.
 
 use crate::error::Result;
+use crate::extent::Offset;
 use crate::fs::ObjectId;
 use crate::fs::asked::wrong;
 use crate::fs::ntfs::audit::Audit;
+use crate::fs::ntfs::audit_form;
 use crate::fs::ntfs::encode::{RESIDENT_HEAD, resident_head, resident_len};
 use crate::fs::ntfs::layout::{DIRECTORY, kind};
-use crate::fs::ntfs::raw::{Raw, RawRecord, stored};
+use crate::fs::ntfs::raw::{Raw, RawRecord};
 
 /// Whether a resident attribute is written as the encoder writes it, but for its instance.
 fn spelled(record: &RawRecord, a: &Raw) -> bool {
@@ -43,26 +45,34 @@ impl Audit<'_> {
         }
         let links = usize::from(record.links());
         let mut names = Vec::with_capacity(links);
-        let mut others = Vec::new();
-        if record.has_list() {
+        let mut all = vec![record];
+        if all.first().is_some_and(RawRecord::has_list) {
             let chunk = self.new.reader.file(number, 0)?;
-            let all = chunk.recs.iter().map(|r| r.number).filter(|n| *n != number);
-            others = all.map(|n| RawRecord::read(&self.new.reader, n)).collect::<Result<_>>()?;
+            for other in chunk.recs.iter().map(|r| r.number).filter(|n| *n != number) {
+                all.push(RawRecord::read(&self.new.reader, other)?);
+            }
+            let layer = self.new.reader.open_value(number, kind::ATTRIBUTE_LIST, b"")?;
+            let len = usize::try_from(layer.len()).unwrap_or(usize::MAX);
+            let list = layer.read_vec(Offset::new(0), len)?;
+            audit_form::list(&all, &list, &self.now.up).map_err(|what| wrong(place(), "$ATTRIBUTE_LIST", what))?;
         }
-        for raw in std::iter::once(record).chain(others) {
-            self.once(&raw)?;
-            if !raw.attributes.iter().all(|a| spelled(&raw, a)) {
+        let base = all.first().map(RawRecord::reference);
+        for raw in &all {
+            self.once(raw)?;
+            let extends = base.filter(|_| raw.number != number);
+            audit_form::new_head(raw, extends).map_err(|what| wrong(place(), "MFT record", what))?;
+            if !raw.attributes.iter().all(|a| spelled(raw, a)) {
                 return Err(wrong(place(), "MFT record", format!("attributes as they are written in {}", raw.number)));
             }
             let sorted = raw.attributes.is_sorted_by_key(|a| a.kind);
-            let sizes = raw.attributes.iter().all(|a| a.is_resident() || self.sized(&raw, a));
-            if !sorted || !sizes || self.before.census.in_use.get(raw.number) {
-                let what = format!("attributes in order, with sizes that fit, in record {}", raw.number);
-                return Err(wrong(place(), "MFT record", what));
+            if !sorted || self.before.census.in_use.get(raw.number) {
+                return Err(wrong(place(), "MFT record", format!("attributes in order in record {}", raw.number)));
             }
             let all = raw.attributes.iter().filter(|a| a.kind == kind::FILE_NAME).filter_map(|a| raw.value_of(a));
             names.extend(all.map(<[u8]>::to_vec));
         }
+        let cluster = self.new.reader.boot.cluster;
+        audit_form::sizes(&all, cluster).map_err(|what| wrong(place(), "MFT record", what))?;
         if links != names.len() || names.is_empty() {
             return Err(wrong(place(), "MFT record", format!("a link count of {} in record {number}", names.len())));
         }
@@ -87,24 +97,19 @@ impl Audit<'_> {
         }
         Ok(())
     }
-    /// Whether the allocated size of a value is that of its runs, and of sparse ones also the real one.
-    fn sized(&self, record: &RawRecord, a: &Raw) -> bool {
-        let u64_at =
-            |at: usize| record.bytes(a).get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b));
-        let cluster = self.new.reader.boot.cluster;
-        let all: u64 = a.runs.iter().map(|r| r.len).sum();
-        let there: u64 = stored(&a.runs).map(|r| r.len).sum();
-        let (lowest, highest, allocated) = (u64_at(0x10), u64_at(0x18), u64_at(0x28));
-        if highest != lowest.saturating_add(all).wrapping_sub(1) {
-            return false;
-        }
-        // In a piece that is not the first they are 0; in the first of several they are those of the whole.
-        let [size, valid] = a.sizes;
-        (lowest != 0 && allocated == 0)
-            || (lowest == 0
-                && valid <= size
-                && size <= allocated
-                && allocated >= all.saturating_mul(cluster)
-                && (a.flags & 0x8000 == 0 || u64_at(0x40) >= there.saturating_mul(cluster)))
+    /// A record of before that was changed: what changed is `mine`, its sizes fit, and all else is as it was.
+    pub(super) fn changed(&self, number: u64, mine: impl Fn(&RawRecord, &Raw) -> bool) -> Result<()> {
+        let (old, new) = (RawRecord::read(self.old_reader(), number)?, RawRecord::read(&self.new.reader, number)?);
+        self.once(&new)?;
+        let place = self.new.reader.place(number).get();
+        let kept = audit_form::kept(&old, &new, mine);
+        let all = [new];
+        // What is not mine may have been written by a driver that does it in another way.
+        let sizes = if kept.is_ok() && audit_form::sizes(&[old], self.new.reader.boot.cluster).is_ok() {
+            audit_form::sizes(&all, self.new.reader.boot.cluster)
+        } else {
+            kept
+        };
+        sizes.map_err(|what| wrong(place, "MFT record", format!("{what}, in record {number}")))
     }
 }

@@ -2,6 +2,7 @@
 //! come from the parent references in `$FILE_NAME`, no index is read.
 
 mod audit;
+mod audit_form;
 mod audit_new;
 mod audit_record;
 mod bits;

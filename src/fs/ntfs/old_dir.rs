@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::extent::{Layer, Stream};
+use crate::fs::ntfs::audit_form;
 use crate::fs::ntfs::bits::Bits;
 use crate::fs::ntfs::index::{self, Form, Key, Keys, Source};
 use crate::fs::ntfs::layout::{DIRECTORY, kind};
@@ -13,22 +14,27 @@ use crate::fs::ntfs::runs::Run;
 
 /// Which index of a record.
 #[derive(Clone, Copy, Debug)]
-struct Which {
+pub struct Which {
     text: &'static [u8],
     units: &'static [u16],
     keys: Keys,
 }
 
-const NAMES: Which = Which { text: b"$I30", units: &index::NAME, keys: Keys::Names };
-const REPARSE: Which = Which { text: b"$R", units: &[0x24, 0x52], keys: Keys::Reparse };
+/// Of names.
+pub const NAMES: Which = Which { text: b"$I30", units: &index::NAME, keys: Keys::Names };
+/// Of reparse points.
+pub const REPARSE: Which = Which { text: b"$R", units: &[0x24, 0x52], keys: Keys::Reparse };
 
 impl Which {
     /// Whether an attribute belongs to it.
-    fn has(self, kind: u32, name: &[u8]) -> bool {
+    pub fn has(self, kind: u32, name: &[u8]) -> bool {
         let units = name.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
         matches!(kind, kind::INDEX_ROOT | kind::INDEX_ALLOCATION | kind::BITMAP) && units.eq(self.units.iter().copied())
     }
 }
+
+/// What an index consists of.
+type Values = (Vec<u8>, Option<Arc<dyn Layer<Stream>>>, Vec<u8>);
 
 /// An index as it is.
 #[derive(Debug)]
@@ -77,8 +83,8 @@ impl OldDir {
         }
         Ok(dir)
     }
-    fn index(reader: &Reader, number: u64, which: Which) -> Result<Self> {
-        let record = RawRecord::read(reader, number)?;
+    /// The value of its root, its blocks, and the bitmap of these.
+    fn values(reader: &Reader, number: u64, which: Which) -> Result<Values> {
         let wrong = |what: &str| Error::corrupt(format!("MFT record {number}"), reader.place(number), what);
         let value = |kind: u32| -> Result<Option<Arc<dyn Layer<Stream>>>> {
             let chunk = reader.file(number, kind)?;
@@ -101,6 +107,27 @@ impl OldDir {
             }
             bytes(&*b)
         })?;
+        Ok((root, blocks, bitmap))
+    }
+    /// Whether it has the form of those that are written; it is not what readers need.
+    ///
+    /// # Errors
+    /// Where it can't be read.
+    pub fn form(&self, reader: &Reader) -> Result<Result<(), &'static str>> {
+        let (root, blocks, bitmap) = Self::values(reader, self.record.number, self.which)?;
+        let blocks = match blocks {
+            Some(layer) => {
+                let len = usize::try_from(layer.len().min(reader.volume.len())).unwrap_or(0);
+                layer.read_vec(crate::extent::Offset::new(0), len)?
+            }
+            None => Vec::new(),
+        };
+        Ok(audit_form::index(&root, &blocks, &bitmap, reader.boot.cluster))
+    }
+    fn index(reader: &Reader, number: u64, which: Which) -> Result<Self> {
+        let record = RawRecord::read(reader, number)?;
+        let wrong = |what: &str| Error::corrupt(format!("MFT record {number}"), reader.place(number), what);
+        let (root, blocks, bitmap) = Self::values(reader, number, which)?;
         let blocks = blocks.as_deref().map(|b| -> &dyn crate::extent::ReadAt<Stream> { b });
         let source = Source { root: &root, blocks, bitmap: Bits::of(bitmap), cluster: reader.boot.cluster };
         let (form, keys) = index::read(&source)?;

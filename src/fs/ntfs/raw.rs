@@ -67,6 +67,18 @@ impl RawRecord {
         let attributes = attributes.collect::<Result<Vec<_>>>()?;
         Ok(Self { number, sequence: record.sequence, flags: record.flags, usn, attributes, bytes })
     }
+    /// All of its bytes, fix-ups undone.
+    pub fn whole(&self) -> &[u8] {
+        &self.bytes
+    }
+    /// Its update sequence number.
+    pub fn usn(&self) -> u16 {
+        self.usn
+    }
+    /// Where its attributes end.
+    pub fn end(&self) -> usize {
+        self.attributes.last().map_or_else(|| self.first(), |a| a.at.end)
+    }
     /// All bytes of one of its attributes.
     pub fn bytes(&self, a: &Raw) -> &[u8] {
         self.bytes.get(a.at.clone()).unwrap_or_default()
