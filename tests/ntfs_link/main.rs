@@ -18,6 +18,7 @@ mod mutated;
 #[path = "../ntfs_support/mod.rs"]
 mod ntfs_support;
 mod relink;
+mod rules;
 #[expect(dead_code, reason = "only what walks NTFS and relinks is used here")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
