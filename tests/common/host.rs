@@ -370,7 +370,8 @@ pub fn rows(stdout: &str) -> Vec<Row> {
 /// Runs a command under `strace` with the given options, its log in `log`.
 pub fn strace(options: &[&str], log: &Path, program: &str, a: &[String]) -> Out {
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o"]).arg(log).args(options).arg(program).args(a);
+    // With the filter of the kernel only these calls stop the program, not all.
+    command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(log).args(options).arg(program).args(a);
     output(&mut command)
 }
 
