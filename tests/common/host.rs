@@ -370,8 +370,11 @@ pub fn rows(stdout: &str) -> Vec<Row> {
 /// Runs a command under `strace` with the given options, its log in `log`.
 pub fn strace(options: &[&str], log: &Path, program: &str, a: &[String]) -> Out {
     let mut command = Command::new("strace");
-    // With the filter of the kernel only these calls stop the program, not all.
-    command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(log).args(options).arg(program).args(a);
+    // With the filter of the kernel only these calls stop the program, not all; but strace then sends no signals.
+    if !options.iter().any(|o| o.contains("signal=")) {
+        command.arg("--seccomp-bpf");
+    }
+    command.args(["-f", "-qq", "-o"]).arg(log).args(options).arg(program).args(a);
     output(&mut command)
 }
 

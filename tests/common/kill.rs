@@ -164,16 +164,20 @@ pub fn kill_everywhere<B: Bed>(scene: &Scene<B>, verb: &str, start: &dyn Fn(&Sce
     start(scene);
     let calls = scene.calls(verb);
     assert!(calls.iter().map(|c| c.1).sum::<u64>() > 2, "{verb}: {calls:?}");
-    let mut ends = BTreeMap::new();
+    let (mut ends, mut killed) = (BTreeMap::new(), 0);
     for (call, count) in &calls {
         for n in 1..=*count {
             let when = format!("{verb} killed at {call} number {n}");
             start(scene);
             let (out, _) = scene.traced(verb, Some(&format!("inject={call}:signal=SIGKILL:when={n}")));
             assert!(out.code >= 128 || out.code == 0, "{when}: {out}");
+            killed += u64::from(out.code >= 128);
             *ends.entry(scene.recover(&when)).or_default() += 1;
         }
     }
+    // Of calls that several threads make, some are made once less in another run.
+    let all: u64 = calls.iter().map(|c| c.1).sum();
+    assert!(killed * 10 > all * 9, "{verb}: {killed} of {all} were killed");
     ends
 }
 
@@ -216,6 +220,7 @@ pub fn kill_recoveries<B: Bed>(scene: &Scene<B>, most: usize) {
 pub fn fail_everywhere<B: Bed>(scene: &Scene<B>, verb: &str, start: &dyn Fn(&Scene<B>)) {
     start(scene);
     let calls = scene.calls(verb);
+    let mut failed = 0;
     for (call, count) in &calls {
         for error in ["EIO", "ENOSPC"] {
             for n in 1..=*count {
@@ -224,6 +229,7 @@ pub fn fail_everywhere<B: Bed>(scene: &Scene<B>, verb: &str, start: &dyn Fn(&Sce
                 let (out, log) = scene.traced(verb, Some(&format!("inject={call}:error={error}:when={n}")));
                 // Which file it struck: standard output and standard error may fail without harm.
                 let struck = log.lines().find(|l| l.contains("(INJECTED)")).unwrap_or_default().to_owned();
+                failed += u64::from(!struck.is_empty());
                 let terminal = ["(1<", "(2<"].iter().any(|fd| struck.contains(&format!("{call}{fd}")));
                 if struck.is_empty() || terminal {
                     assert!(matches!(out.code, 0 | 1 | 3), "{when}: {struck}: {out}");
@@ -250,4 +256,6 @@ pub fn fail_everywhere<B: Bed>(scene: &Scene<B>, verb: &str, start: &dyn Fn(&Sce
             }
         }
     }
+    let all: u64 = calls.iter().map(|c| 2 * c.1).sum();
+    assert!(failed * 10 > all * 9, "{verb}: {failed} of {all} failed");
 }
