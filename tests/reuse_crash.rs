@@ -1,7 +1,7 @@
 //! Relinks on hosts that are full, so that copies go to units of the image, on a simulated machine whose power is cut everywhere: at every
 //! write and sync of the commit, and each of them fails once; on an exFAT host whose image is in one piece also at every write and sync of
 //! every recovery that this leads to. With `tests/run.sh --long` these recoveries are cut on all of the hosts, and the recoveries after
-//! them: some minutes each.
+//! them: up to half an hour.
 
 mod common;
 #[path = "common/crash.rs"]

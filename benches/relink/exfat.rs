@@ -36,7 +36,7 @@ impl ExFat {
 impl Target for ExFat {
     fn what(&self) -> String {
         let full = if self.full { ", 0.5 % of them free" } else { "" };
-        format!("clusters of {}iB{full}, the image in 4 fragments", self.unit)
+        format!("clusters of {} KiB{full}, the image in 4 fragments", self.unit.trim_end_matches('K'))
     }
     fn image(&self) -> String {
         self.host.path(IMAGE)
