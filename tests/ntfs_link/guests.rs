@@ -21,8 +21,11 @@ struct Scale {
     pieces: u64,
 }
 
-const FULL: Scale = Scale { files: 20_000, in_one: 50_000, pieces: 10_050 };
+const FULL: Scale = Scale { files: 20_000, in_one: 50_000, pieces: 10_200 };
 const SLICE: Scale = Scale { files: 1500, in_one: 2500, pieces: 1200 };
+
+/// Digests by path and name.
+type Streams = BTreeMap<(String, String), String>;
 
 const IN_PIECES: &str = "in pieces.bin";
 const IN_ONE: &str = "one directory";
@@ -57,7 +60,8 @@ fn corpus(root: &Path, unit: u64, scale: Scale) {
     }
 }
 
-/// A file of one unit after the other, in an order that leaves none beside its neighbour.
+/// A file of one unit after the other, in an order that leaves none beside its neighbour. But `ntfs-3g` gives each the place that is as
+/// far from the others' as it is in the file, so that in an NTFS guest it is whole after all.
 fn permuted(path: &Path, unit: u64, pieces: u64) {
     let file = sparse(path, pieces * unit - 77);
     for i in 0..pieces {
@@ -75,7 +79,22 @@ fn room(unit: u64, scale: Scale) -> u64 {
     (bytes + (files + in_one) * 1700 + (64 << 20)).next_multiple_of(1 << 20)
 }
 
-fn guest(kind: &str, at: &Path, unit: u64, scale: Scale) -> BTreeMap<String, String> {
+/// Some files get streams, that fit into records and that do not.
+fn with_streams(root: &Path, files: &BTreeMap<String, String>) -> Streams {
+    let mut all = Streams::new();
+    for (i, path) in files.keys().enumerate().filter(|(i, _)| i % 400 == 0) {
+        for (name, len) in [("Zone.Identifier", 26), ("größer", 9000 + i % 3000)] {
+            let bytes = noise(i as u64, len);
+            let name = name.to_owned();
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::lsetxattr(root.join(path), format!("user.{name}"), &bytes, flags).unwrap();
+            all.insert((path.clone(), name), sha(&bytes));
+        }
+    }
+    all
+}
+
+fn guest(kind: &str, at: &Path, unit: u64, scale: Scale, streams: &mut Streams) -> BTreeMap<String, String> {
     let len = room(unit, scale);
     let file = at.to_str().unwrap();
     drop(sparse(at, len));
@@ -87,6 +106,7 @@ fn guest(kind: &str, at: &Path, unit: u64, scale: Scale) -> BTreeMap<String, Str
             corpus(&mount.at, unit, scale);
             permuted(&mount.at.join(IN_PIECES), unit, scale.pieces);
             let all = tree_hashes(&mount.at);
+            *streams = with_streams(&mount.at, &all);
             mount.close();
             all
         }
@@ -271,6 +291,19 @@ fn host(shape: Shape, guest: &Path, in_pieces: bool, at: &Path) -> BTreeMap<Stri
     older
 }
 
+/// Where the data of a file does not go on at the next cluster, as The Sleuth Kit has it.
+fn fragments(volume: &Path, file: &str) -> usize {
+    let volume = volume.to_str().unwrap();
+    let list = String::from_utf8(run("fls", &["-r", "-p", "-F", "-f", "ntfs", volume])).unwrap();
+    let line = list.lines().find(|l| l.ends_with(&format!("\t{file}"))).unwrap();
+    let number = line.split_once(' ').unwrap().1.split_once(":\t").unwrap().0;
+    let about = String::from_utf8(run("istat", &["-f", "ntfs", volume, number])).unwrap();
+    let data = about.lines().skip_while(|l| !l.starts_with("Type: $DATA")).skip(1);
+    let numbers = data.take_while(|l| !l.starts_with("Type:")).flat_map(str::split_whitespace);
+    let all: Vec<u64> = numbers.filter_map(|n| n.parse().ok()).collect();
+    1 + all.windows(2).filter(|p| p[0] + 1 != p[1]).count()
+}
+
 /// A disk whose only partition is this volume.
 fn in_partition(volume: &Path, disk: &Path) {
     let len = fs::metadata(volume).unwrap().len();
@@ -298,7 +331,9 @@ fn one(kind: &str, shape: Shape, partition: bool, in_pieces: bool, scale: Scale)
     let start = std::time::Instant::now();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };
     let unit = shape.cluster;
-    let files = guest(kind, &path("guest.raw"), unit, scale);
+    let mut streams = Streams::new();
+    let files = guest(kind, &path("guest.raw"), unit, scale, &mut streams);
+    assert!((kind != "ntfs" && streams.is_empty()) || streams.len() > scale.files / 400);
     assert!(files.len() > scale.files + scale.in_one);
     let len = fs::metadata(path("guest.raw")).unwrap().len();
     let record = shape.sector.max(1024) + 1024;
@@ -334,7 +369,11 @@ fn one(kind: &str, shape: Shape, partition: bool, in_pieces: bool, scale: Scale)
     let pieces = if kind == "fat" { "vm/out/PIECES.BIN".into() } else { format!("vm/out/{IN_PIECES}") };
     let start = std::time::Instant::now();
     not_worse(&odd, &judged(&path("volume.raw")));
-    foreign_at(&path("volume.raw"), &meant, &BTreeMap::new(), &[&pieces]);
+    let runs = fragments(&path("volume.raw"), &pieces);
+    println!("  {pieces} has {runs} fragments");
+    assert!(kind == "ntfs" || runs as u64 > scale.pieces * 4 / 5, "{runs} fragments of {pieces}");
+    let streams = streams.into_iter().map(|((file, name), hash)| ((format!("vm/out/{file}"), name), hash)).collect();
+    foreign_at(&path("volume.raw"), &meant, &streams, &[&pieces]);
     println!("  judged in {:?}", start.elapsed());
 }
 
