@@ -21,7 +21,7 @@ struct Scale {
     pieces: u64,
 }
 
-const FULL: Scale = Scale { files: 20_000, in_one: 50_000, pieces: 10_200 };
+const FULL: Scale = Scale { files: 20_000, in_one: 50_000, pieces: 12_500 };
 const SLICE: Scale = Scale { files: 1500, in_one: 2500, pieces: 1200 };
 
 /// Digests by path and name.
