@@ -199,13 +199,15 @@ impl Scene {
     }
 }
 
-/// Cuts the power everywhere; with `twice` also in every recovery, and in long campaigns in the recoveries after these too.
+/// Cuts the power everywhere; with `twice` also in every recovery, and in long campaigns in the recoveries after these too, or as often
+/// as `UNIMAGE_DEEP` says.
 pub fn run(host: Bench, twice: bool) {
     let mut scene = Scene::new(host);
+    let deepest = std::env::var("UNIMAGE_DEEP").ok().map_or(2, |n| n.parse().expect("how many times over"));
     scene.deep = match (twice, crate::common::long()) {
         (false, _) => 0,
         (true, false) => 1,
-        (true, true) => 2,
+        (true, true) => deepest,
     };
     let start = Machine::new(scene.before.clone(), 7);
     let ends = scene.everywhere(&start, "commit", &|s, m| drop(s.commit(m)));
