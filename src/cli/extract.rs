@@ -89,12 +89,21 @@ fn algorithm(text: &str) -> Result<Algorithm, String> {
     Algorithm::from_word(text).ok_or_else(|| "expected sha256, md5, sha1 or blake3".to_owned())
 }
 
+/// The exit code of the run whose manifest ends with this line. Only a summary tells it.
+fn ended_as(last: &str) -> u8 {
+    let summary: serde_json::Value = serde_json::from_str(last).unwrap_or_default();
+    let some = |field: &str| summary.get(field).and_then(serde_json::Value::as_u64).is_some_and(|n| n > 0);
+    if ["partial", "failed", "skipped", "problems"].into_iter().any(some) { PARTLY } else { 0 }
+}
+
 impl Extract {
     pub(super) fn run(&self, s: &mut Session<'_>) -> Result<u8, End> {
         let options = self.options()?;
-        if self.resume && self.is_complete()? {
+        if self.resume
+            && let Some(last) = self.complete()?
+        {
             s.out.line("Nothing is left to do: the manifest is complete.")?;
-            return Ok(0);
+            return Ok(ended_as(&last));
         }
         small_pages();
         let stack = s.open(&self.address)?;
@@ -173,13 +182,13 @@ impl Extract {
         self.manifest.as_deref().map_or(Format::Json, Format::of)
     }
 
-    /// Whether there is a whole manifest, and no log of anything that is left to do.
-    fn is_complete(&self) -> Result<bool, Error> {
-        let Some(path) = &self.manifest else { return Ok(false) };
+    /// The last line of a whole manifest; none where there is no such, or a log of something that is left to do.
+    fn complete(&self) -> Result<Option<String>, Error> {
+        let Some(path) = &self.manifest else { return Ok(None) };
         if log_beside(path).exists() {
-            return Ok(false);
+            return Ok(None);
         }
-        let Ok(file) = File::open(path) else { return Ok(false) };
+        let Ok(file) = File::open(path) else { return Ok(None) };
         let lines = BufReader::new(file).lines();
         let last = lines.map_while(Result::ok).last().unwrap_or_default();
         let whole = match self.format() {
@@ -190,7 +199,7 @@ impl Extract {
         if !whole && !last.is_empty() {
             return Err(Error::Refused(format!("{}: it is no manifest that could be gone on from", path.display())));
         }
-        Ok(whole)
+        Ok(Some(last).filter(|_| whole))
     }
 
     /// A new file, or the one of the run that is gone on from.

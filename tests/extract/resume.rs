@@ -43,6 +43,8 @@ fn killed_at_any_time() {
     let start = std::time::Instant::now();
     common::unimage(args(&image, &whole)).exits(0);
     let took = start.elapsed();
+    let resumed = |out: &Path| [args(&image, out), vec!["--resume".into()]].concat();
+    common::unimage(resumed(&whole)).exits(0);
     let (want, manifest) = (kernel_view(&whole), body(&whole.with_extension("jsonl")));
     let rounds = if common::long() { 60 } else { 10 };
     let mut dice = ext::Random(0x1234_5678_9abc_def1);
@@ -72,6 +74,8 @@ fn killed_at_any_time() {
             killed += 1;
         };
         assert_eq!(code, 1, "the older file is said");
+        // Also when nothing is left to do.
+        common::unimage(resumed(&out)).exits(1);
         assert_eq!(fs::read(out.join("sizes/4")).unwrap(), b"older");
         let mut got = kernel_view(&out);
         // The older file, and its directory, keep what they had.
