@@ -261,7 +261,7 @@ fn host(shape: Shape, guest: &Path, in_pieces: bool, at: &Path) -> BTreeMap<Stri
     let parts = match (in_pieces, shape.sector) {
         (false, _) => 1,
         // Larger records have room for more runs.
-        (true, 4096) => 2500,
+        (true, 4096) => 5000,
         (true, _) => 700,
     };
     // Whole clusters of any host, in an order that leaves no part beside its neighbour.
